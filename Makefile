@@ -1,0 +1,36 @@
+# worknode: two commands for users (run, test), a few for developers.
+# Everything that a target needs is installed by scripts/setup or built by Go; only Go, git, make, gcc and apt are assumed.
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+export CGO_ENABLED := 0
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X worknode/version.Build=$(VERSION)
+
+.PHONY: build run test quick bench lint fmt clean setup
+
+build:
+	@go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+setup:
+	@./scripts/setup
+
+run: setup build
+	@./scripts/run
+
+test: setup build
+	@./scripts/test
+
+quick:
+	@go vet ./... && go test ./fault ./task ./kube ./kubelet/plan/... ./proxy/plan/... ./runtime/plan/... ./defaults ./validate ./test/walls
+
+bench: setup build
+	@./scripts/bench
+
+lint:
+	@./scripts/lint
+
+fmt:
+	@gofmt -s -w $$(git ls-files '*.go')
+
+clean:
+	@rm -rf bin .cache example/images

@@ -1,0 +1,136 @@
+// Package reap starts child processes and collects the exit of every process that becomes a child of this one.
+// As a child subreaper a process inherits orphans that it never started, and wait4(-1) would steal the exits that
+// os/exec waits for: so a process that uses this package must start all its children here.
+// Source: prctl(2) PR_SET_CHILD_SUBREAPER, wait4(2).
+package reap
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Exit is how a process ended. Unknown is set for an adopted process, whose parent was somebody else.
+type Exit struct {
+	Status  syscall.WaitStatus
+	Unknown bool
+}
+
+func (e Exit) String() string {
+	switch {
+	case e.Unknown:
+		return "ended"
+	case e.Status.Signaled():
+		return "killed by " + e.Status.Signal().String()
+	default:
+		return "exit code " + strconv.Itoa(e.Status.ExitStatus())
+	}
+}
+
+// Reaper owns all waits of this process.
+type Reaper struct {
+	mu   sync.Mutex // held over fork and over wait4, so that no child is reaped before it is known
+	mine map[int]chan Exit
+}
+
+// New makes this process a child subreaper and begins to reap until ctx ends.
+func New(ctx context.Context) (*Reaper, error) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("become child subreaper: %w", err)
+	}
+	r := &Reaper{mine: map[int]chan Exit{}}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGCHLD)
+	go func() {
+		defer signal.Stop(signals)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-signals:
+				r.collect()
+			}
+		}
+	}()
+	return r, nil
+}
+
+// Start runs a program; the channel delivers its exit once. The caller keeps attr's files.
+func (r *Reaper) Start(path string, argv []string, attr *os.ProcAttr) (pid int, exit <-chan Exit, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p, err := os.StartProcess(path, argv, attr)
+	if err != nil {
+		return 0, nil, fmt.Errorf("start %s: %w", path, err)
+	}
+	done := make(chan Exit, 1)
+	r.mine[p.Pid] = done
+	pid = p.Pid
+	p.Release()
+	return pid, done, nil
+}
+
+func (r *Reaper) collect() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+		if err == syscall.EINTR {
+			continue
+		}
+		if pid <= 0 {
+			return
+		}
+		if done, ok := r.mine[pid]; ok {
+			delete(r.mine, pid)
+			done <- Exit{Status: status}
+		}
+	}
+}
+
+// Adopt watches a process that is not a child of this one. It returns false if pid is not the process that began at
+// start (see StartTime), so a reused pid is never taken for the old process.
+func Adopt(pid int, start uint64) (<-chan Exit, bool) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, false
+	}
+	if now, err := StartTime(pid); err != nil || now != start {
+		unix.Close(fd)
+		return nil, false
+	}
+	done := make(chan Exit, 1)
+	go func() {
+		defer unix.Close(fd)
+		for {
+			_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+			if err != unix.EINTR {
+				done <- Exit{Unknown: true}
+				return
+			}
+		}
+	}()
+	return done, true
+}
+
+// StartTime returns when a process began, in clock ticks since boot: together with the pid it names the process for
+// ever. Source: proc(5), /proc/PID/stat field 22.
+func StartTime(pid int) (uint64, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, fmt.Errorf("start time of process %d: %w", pid, err)
+	}
+	fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+	if len(fields) < 20 || fields[0] == "Z" {
+		return 0, fmt.Errorf("start time of process %d: it has ended", pid)
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
+}

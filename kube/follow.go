@@ -1,0 +1,221 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+)
+
+// Where selects objects: one namespace (empty: all), a field selector and a label selector in the API's syntax.
+type Where struct{ Namespace, Field, Label string }
+
+// Op is what happened to an object.
+type Op int
+
+const (
+	Put    Op = iota // the object is new or changed
+	Delete           // the object is gone; after a gap in the watch only its name, namespace and uid are known
+	Synced           // everything that existed at the start has been delivered; sent once, without an object
+)
+
+// Delta is one change. The receiver owns Object, which nobody else holds, but must not block: it is called in order,
+// on the goroutine that reads the watch.
+type Delta struct {
+	Op     Op
+	Object runtime.Object
+}
+
+const (
+	retryFirst = 20 * time.Millisecond // a local API is back within milliseconds
+	retryMost  = 5 * time.Second
+	watchFor   = 8 * time.Minute // the server ends the watch after this, plus up to as much again
+)
+
+type seen struct {
+	uid types.UID
+	rv  string
+}
+
+type follower struct {
+	client *Client
+	r      Resource
+	where  Where
+	send   func(Delta)
+	known  map[types.NamespacedName]seen
+	rv     string // resume the watch here; empty: list first
+	synced bool
+}
+
+// Follow lists and then watches a resource until ctx ends, and delivers every change exactly once per resource version.
+// A broken connection is taken up where it ended; a gap is closed by a new list, compared with what was delivered.
+// It never gives up: errors are logged once per outage and retried with back-off.
+func Follow(ctx context.Context, c *Client, r Resource, where Where, send func(Delta)) {
+	f := &follower{client: c, r: r, where: where, send: send, known: map[types.NamespacedName]seen{}}
+	wait, down := retryFirst, false
+	for ctx.Err() == nil {
+		progress, err := f.once(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if progress {
+			if down {
+				slog.Info("API watch is back", "resource", r.Name)
+			}
+			wait, down = retryFirst, false
+		}
+		if err == nil {
+			continue
+		}
+		if !down {
+			down = true
+			slog.Warn("API watch broke, retrying", "resource", r.Name, "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait/2 + rand.N(wait/2+1)):
+		}
+		wait = min(2*wait, retryMost)
+	}
+}
+
+// once lists if it must and reads one watch to its end. progress says that the server answered.
+func (f *follower) once(ctx context.Context) (progress bool, err error) {
+	if f.rv == "" {
+		if err := f.list(ctx); err != nil {
+			return false, fmt.Errorf("list %s: %w", f.r.Name, err)
+		}
+		progress = true
+	}
+	seconds := int64((watchFor + rand.N(watchFor)).Seconds())
+	options := metav1.ListOptions{
+		Watch: true, ResourceVersion: f.rv, AllowWatchBookmarks: true, TimeoutSeconds: &seconds,
+		FieldSelector: f.where.Field, LabelSelector: f.where.Label,
+	}
+	stream, err := f.request().VersionedParams(&options, f.client.params).Watch(ctx)
+	if err != nil {
+		if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+			f.rv = ""
+			return true, nil
+		}
+		return progress, fmt.Errorf("watch %s: %w", f.r.Name, err)
+	}
+	defer stream.Stop()
+	for event := range stream.ResultChan() {
+		progress = true
+		if err := f.event(event); err != nil {
+			return progress, err
+		}
+	}
+	return progress, nil
+}
+
+func (f *follower) event(event watch.Event) error {
+	switch event.Type {
+	case watch.Error:
+		err := apierrors.FromObject(event.Object)
+		if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+			f.rv = ""
+			return nil
+		}
+		f.rv = "" // whatever the server meant, a list is the safe way on
+		return fmt.Errorf("watch %s: %w", f.r.Name, err)
+	case watch.Bookmark:
+		if m, err := meta.Accessor(event.Object); err == nil {
+			f.rv = m.GetResourceVersion()
+		}
+		return nil
+	}
+	m, err := meta.Accessor(event.Object)
+	if err != nil {
+		return fmt.Errorf("watch %s: %T is not an object: %w", f.r.Name, event.Object, err)
+	}
+	key := types.NamespacedName{Namespace: m.GetNamespace(), Name: m.GetName()}
+	f.rv = m.GetResourceVersion()
+	if event.Type == watch.Deleted {
+		delete(f.known, key)
+		f.send(Delta{Delete, event.Object})
+		return nil
+	}
+	f.known[key] = seen{m.GetUID(), f.rv}
+	f.send(Delta{Put, event.Object})
+	return nil
+}
+
+func (f *follower) list(ctx context.Context) error {
+	list := f.r.NewList()
+	if err := f.client.listing(f.r, f.where).Do(ctx).Into(list); err != nil {
+		return err
+	}
+	lm, err := meta.ListAccessor(list)
+	if err != nil {
+		return err
+	}
+	here := make(map[types.NamespacedName]seen, meta.LenList(list))
+	var put []runtime.Object
+	err = meta.EachListItem(list, func(obj runtime.Object) error {
+		m, err := meta.Accessor(obj)
+		if err != nil {
+			return err
+		}
+		key := types.NamespacedName{Namespace: m.GetNamespace(), Name: m.GetName()}
+		now := seen{m.GetUID(), m.GetResourceVersion()}
+		here[key] = now
+		was, had := f.known[key]
+		if had && was.uid != now.uid {
+			f.gone(key, was)
+		}
+		if !had || was != now {
+			put = append(put, obj)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for key, was := range f.known {
+		if _, still := here[key]; !still {
+			f.gone(key, was)
+		}
+	}
+	for _, obj := range put {
+		f.send(Delta{Put, obj})
+	}
+	f.known, f.rv = here, lm.GetResourceVersion()
+	if !f.synced {
+		f.synced = true
+		f.send(Delta{Op: Synced})
+	}
+	return nil
+}
+
+// gone reports an object that vanished while nobody watched.
+func (f *follower) gone(key types.NamespacedName, was seen) {
+	obj := f.r.New()
+	if m, err := meta.Accessor(obj); err == nil {
+		m.SetNamespace(key.Namespace)
+		m.SetName(key.Name)
+		m.SetUID(was.uid)
+	}
+	f.send(Delta{Delete, obj})
+}
+
+func (f *follower) request() *rest.Request {
+	return f.client.groups[f.r.Group].Get().NamespaceIfScoped(f.where.Namespace, f.r.Namespaced && f.where.Namespace != "").Resource(f.r.Name)
+}
+
+func (c *Client) listing(r Resource, where Where) *rest.Request {
+	options := metav1.ListOptions{FieldSelector: where.Field, LabelSelector: where.Label}
+	return c.groups[r.Group].Verb(http.MethodGet).NamespaceIfScoped(where.Namespace, r.Namespaced && where.Namespace != "").
+		Resource(r.Name).VersionedParams(&options, c.params)
+}

@@ -1,0 +1,51 @@
+package island
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"worknode/kernel/netns"
+)
+
+func TestIslandHasAnAddressARouteAndNoWayOut(t *testing.T) {
+	dir := t.TempDir() + "/island"
+	for range 2 { // making it again changes nothing
+		if _, err := Make(dir, netip.MustParsePrefix("10.77.0.1/24"), netip.MustParseAddr("10.77.0.254")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer func() {
+		if err := Remove(dir); err != nil {
+			t.Error(err)
+		}
+		if netns.Pinned(dir + "/net") {
+			t.Error("the pin is still there")
+		}
+	}()
+	err := netns.Do(dir+"/net", func() error {
+		own, err := net.Listen("tcp4", "10.77.0.1:0")
+		if err != nil {
+			return err
+		}
+		defer own.Close()
+		conn, err := net.DialTimeout("tcp4", own.Addr().String(), time.Second)
+		if err != nil {
+			return err
+		}
+		conn.Close()
+		began := time.Now()
+		if conn, err := net.DialTimeout("tcp4", "192.0.2.1:80", 100*time.Millisecond); err == nil {
+			conn.Close()
+			t.Error("somebody answered from outside")
+		}
+		if time.Since(began) < 50*time.Millisecond {
+			t.Error("the outside has no route: Service addresses would have none either")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

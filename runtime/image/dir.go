@@ -1,0 +1,226 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"worknode/fault"
+)
+
+// quiet is how long a file must rest before it is read: a copy in progress writes all the time.
+const quiet = 200 * time.Millisecond
+
+// tarFile remembers a tar that was read: as long as the signature holds, there is nothing new in it.
+type tarFile struct {
+	Size, MTime int64 // bytes; nanoseconds since 1970
+	Inode       uint64
+	Images      []string // ids
+	Tags        []string
+}
+
+// ImportDir imports every *.tar of dir, and each that appears or changes later, until ctx ends. A file that was imported
+// once is not read again, also by a later process. done (which may be nil) hears of each file that was tried; a file at
+// fault is logged once, hinders no other, and is tried again when it changes. dir may appear later; its parent must exist.
+// The first pass is over when done is called with an empty path.
+func (s *Store) ImportDir(ctx context.Context, dir string, done func(path string, images []Image, err error)) error {
+	w, err := fsnotify.NewBufferedWatcher(64)
+	if err != nil {
+		return fmt.Errorf("watch image folder %s: %w", dir, err)
+	}
+	defer w.Close()
+	if err := w.Add(filepath.Dir(dir)); err != nil {
+		return fmt.Errorf("watch image folder %s: %w", dir, err)
+	}
+	if done == nil {
+		done = func(string, []Image, error) {}
+	}
+	d := &dirImport{s: s, dir: dir, done: done, bad: map[string]tarFile{}}
+	watchDir := func() {
+		if err := w.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			slog.Error("image folder not watched", "dir", dir, "err", err)
+		}
+	}
+	watchDir()
+	d.pass(ctx)
+	done("", nil, nil)
+	rest := time.NewTimer(time.Hour)
+	rest.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case ev := <-w.Events:
+			switch {
+			case ev.Name == filepath.Clean(dir) && ev.Has(fsnotify.Create):
+				watchDir()
+			case filepath.Dir(ev.Name) != filepath.Clean(dir):
+				continue
+			}
+			rest.Reset(quiet)
+		case err := <-w.Errors:
+			slog.Warn("image folder: events lost, reading it again", "dir", dir, "err", err)
+			rest.Reset(quiet)
+		case <-rest.C:
+			d.pass(ctx)
+		}
+	}
+}
+
+type dirImport struct {
+	s    *Store
+	dir  string
+	done func(string, []Image, error)
+	bad  map[string]tarFile // files at fault, so that each is reported once
+}
+
+// pass reads what is new in the folder and forgets files that are gone.
+func (d *dirImport) pass(ctx context.Context) {
+	list, err := os.ReadDir(d.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		slog.Error("image folder not read", "dir", d.dir, "err", err)
+		return
+	}
+	there := map[string]bool{}
+	for _, e := range list {
+		path := filepath.Join(d.dir, e.Name())
+		if !strings.HasSuffix(e.Name(), ".tar") || strings.HasPrefix(e.Name(), ".") {
+			continue
+		}
+		there[path] = true
+		sign, err := signature(path)
+		if err != nil || ctx.Err() != nil || d.s.readBefore(path, sign) || d.bad[path].same(sign) {
+			continue
+		}
+		d.try(ctx, path, sign)
+	}
+	for path := range maps.Keys(d.bad) {
+		if !there[path] {
+			delete(d.bad, path)
+		}
+	}
+	d.s.forgetFiles(d.dir, there)
+}
+
+func (d *dirImport) try(ctx context.Context, path string, sign tarFile) {
+	start := time.Now()
+	images, err := d.s.importFile(ctx, path, sign)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		d.bad[path] = sign
+		slog.Error("image tar not imported", "file", path, "err", err)
+	} else {
+		delete(d.bad, path)
+		for _, im := range images {
+			slog.Info("image imported", "file", path, "image", im.String(), "id", im.ID, "took", time.Since(start).Round(time.Millisecond))
+		}
+	}
+	d.done(path, images, err)
+}
+
+// importFile imports one tar and remembers that it did.
+func (s *Store) importFile(ctx context.Context, path string, sign tarFile) ([]Image, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("image tar %s: %w", path, err)
+	}
+	defer f.Close()
+	images, err := s.Import(ctx, f, path)
+	if err != nil {
+		return nil, err
+	}
+	for _, im := range images {
+		sign.Images = append(sign.Images, im.ID)
+		sign.Tags = append(sign.Tags, im.Tags...)
+	}
+	s.mu.Lock()
+	s.t.Files[path] = sign
+	s.mu.Unlock()
+	return images, s.save()
+}
+
+func (s *Store) readBefore(path string, sign tarFile) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	have, ok := s.t.Files[path]
+	return ok && have.same(sign)
+}
+
+func (s *Store) forgetFiles(dir string, there map[string]bool) {
+	s.mu.Lock()
+	gone := 0
+	for path := range s.t.Files {
+		if filepath.Dir(path) == filepath.Clean(dir) && !there[path] {
+			delete(s.t.Files, path)
+			gone++
+		}
+	}
+	s.mu.Unlock()
+	if gone == 0 {
+		return
+	}
+	if err := s.save(); err != nil {
+		slog.Error("image table not saved", "root", s.root, "err", err)
+	}
+}
+
+// Pull returns the image, reading it again from the tar that once brought it if it was removed since.
+// Errors: NotFound if neither the store nor a tar has it.
+func (s *Store) Pull(ctx context.Context, ref string) (Image, error) {
+	full, err := normal(ref)
+	if err != nil && !strings.HasPrefix(ref, "sha256:") {
+		return Image{}, err
+	}
+	if im, ok := s.Get(ref); ok {
+		return im, nil
+	}
+	s.mu.Lock()
+	var from string
+	for path, f := range s.t.Files {
+		if slices.Contains(f.Tags, full) || slices.Contains(f.Images, ref) {
+			from = path
+		}
+	}
+	s.mu.Unlock()
+	if from != "" {
+		if sign, err := signature(from); err == nil {
+			if _, err := s.importFile(ctx, from, sign); err != nil {
+				return Image{}, err
+			}
+			if im, ok := s.Get(ref); ok {
+				return im, nil
+			}
+		}
+	}
+	err = fault.New(fault.NotFound, "image %s: it is not on this node", ref)
+	return Image{}, fault.Hint(err, "put a docker-archive or OCI tar of it into the node's images folder")
+}
+
+func signature(path string) (tarFile, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return tarFile{}, err
+	}
+	if !st.Mode().IsRegular() {
+		return tarFile{}, fault.New(fault.Invalid, "%s is not a regular file", path)
+	}
+	sys := st.Sys().(*syscall.Stat_t)
+	return tarFile{Size: st.Size(), MTime: st.ModTime().UnixNano(), Inode: sys.Ino}, nil
+}
+
+func (f tarFile) same(o tarFile) bool {
+	return f.Size == o.Size && f.MTime == o.MTime && f.Inode == o.Inode
+}

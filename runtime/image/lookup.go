@@ -1,0 +1,143 @@
+package image
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+
+	"worknode/fault"
+)
+
+// List returns all images, oldest id first.
+func (s *Store) List() []Image {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]Image, 0, len(s.t.Images))
+	for _, r := range s.t.Images {
+		if !r.Hidden {
+			out = append(out, r.Image)
+		}
+	}
+	slices.SortFunc(out, func(a, b Image) int { return strings.Compare(a.ID, b.ID) })
+	return out
+}
+
+// Get finds an image by id ("sha256:…" or its hex part), by name and tag ("web" means docker.io/library/web:latest), by
+// name and digest, or by a prefix of the id's hex part that only one image has.
+func (s *Store) Get(ref string) (Image, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.find(ref); r != nil {
+		return r.Image, true
+	}
+	return Image{}, false
+}
+
+// find is Get for callers that hold mu.
+func (s *Store) find(ref string) *record {
+	hex := strings.TrimPrefix(ref, "sha256:")
+	if r := s.t.Images["sha256:"+hex]; r != nil && !r.Hidden {
+		return r
+	}
+	if full, err := normal(ref); err == nil {
+		for _, r := range s.t.Images {
+			if !r.Hidden && (slices.Contains(r.Tags, full) || slices.Contains(r.Digests, full)) {
+				return r
+			}
+		}
+	}
+	if hex == "" || strings.Trim(hex, "0123456789abcdef") != "" {
+		return nil
+	}
+	var found *record
+	for id, r := range s.t.Images {
+		if !r.Hidden && strings.HasPrefix(id, "sha256:"+hex) {
+			if found != nil {
+				return nil // ambiguous
+			}
+			found = r
+		}
+	}
+	return found
+}
+
+// normal spells a reference out: registry, repository, and a tag or a digest (which wins over a tag).
+func normal(ref string) (string, error) {
+	named, err := reference.ParseDockerRef(ref)
+	if err != nil {
+		return "", fault.New(fault.Invalid, "image name %q: %w", ref, err)
+	}
+	return named.String(), nil
+}
+
+// digested names the repository of a full tag by a manifest digest.
+func digested(tag string, manifest digest.Digest) (string, error) {
+	named, err := reference.ParseDockerRef(tag)
+	if err != nil {
+		return "", fault.New(fault.Invalid, "image name %q: %w", tag, err)
+	}
+	return reference.TrimNamed(named).String() + "@" + manifest.String(), nil
+}
+
+// Tag gives the image found by ref one more name, taking it from the image that had it.
+// Errors: NotFound, Invalid. Repeat: safe.
+func (s *Store) Tag(ref, tag string) error {
+	full, err := normal(tag)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	r := s.find(ref)
+	if r != nil {
+		s.claim(r, full)
+	}
+	s.mu.Unlock()
+	if r == nil {
+		return fault.New(fault.NotFound, "tag image %s: it is not in the store", ref)
+	}
+	return s.save()
+}
+
+// claim moves a tag to r. The caller holds mu. Snapshots share the old slices, so new ones are made.
+func (s *Store) claim(r *record, tag string) {
+	for _, other := range s.t.Images {
+		if other != r && slices.Contains(other.Tags, tag) {
+			other.Tags = without(other.Tags, tag)
+		}
+	}
+	r.Tags = with(r.Tags, tag)
+}
+
+func without(list []string, s string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(e string) bool { return e == s })
+}
+
+func with(list []string, s string) []string {
+	if slices.Contains(list, s) {
+		return list
+	}
+	list = append(slices.Clone(list), s)
+	slices.Sort(list)
+	return list
+}
+
+// Usage is what all layers take: bytes of disk (estimated in blocks) and inodes.
+func (s *Store) Usage() (bytes, inodes uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.t.Layers {
+		bytes += uint64(l.Disk)
+		inodes += uint64(l.Inodes)
+	}
+	return bytes, inodes
+}
+
+func (im Image) String() string {
+	if len(im.Tags) > 0 {
+		return im.Tags[0]
+	}
+	return fmt.Sprintf("%.19s", im.ID)
+}

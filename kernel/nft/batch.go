@@ -2,6 +2,7 @@ package nft
 
 import (
 	"encoding/binary"
+	"io"
 
 	"golang.org/x/sys/unix"
 )
@@ -252,4 +253,10 @@ func (b *Batch) elems(typ, flags uint16, verb, set string, elems []Elem) {
 		b.ops[len(b.ops)-1].n = n
 		elems = elems[n:]
 	}
+}
+
+// WriteTo writes what the batch holds so far, as sent to the kernel: equal operations give equal bytes.
+func (b *Batch) WriteTo(w io.Writer) (int64, error) {
+	n, err := w.Write(b.b)
+	return int64(n), err
 }

@@ -19,6 +19,8 @@ type Conn struct {
 	fd   int
 	port uint32
 	room int // of the send buffer, bytes
+	// answers receives what Commit gets back: each is a datagram of its own and short, as we ask for capped ones.
+	answers [4096]byte
 }
 
 // Open opens a socket in the calling thread's network namespace.
@@ -99,7 +101,7 @@ func (c *Conn) run(b *Batch) error {
 	}
 	var first error
 	done, last := false, uint32(len(b.ops)+1)
-	err := c.drain(func(m message) bool {
+	err := c.drain(c.answers[:], func(m message) bool {
 		if m.typ != unix.NLMSG_ERROR {
 			return true
 		}
@@ -199,8 +201,7 @@ func (m message) refusal() (unix.Errno, string) {
 }
 
 // drain reads what the kernel has answered until nothing is left or each returns false.
-func (c *Conn) drain(each func(message) bool) error {
-	buf := make([]byte, 64<<10)
+func (c *Conn) drain(buf []byte, each func(message) bool) error {
 	for {
 		n, _, err := unix.Recvfrom(c.fd, buf, unix.MSG_DONTWAIT)
 		switch {

@@ -65,7 +65,7 @@ func (c *Conn) request(typ uint16, fam Family, dump bool, body func(*Request), e
 	var errno unix.Errno
 	var text string
 	done := false
-	err = c.drain(func(m message) bool {
+	err = c.drain(make([]byte, 64<<10), func(m message) bool {
 		again = again || m.flags&unix.NLM_F_DUMP_INTR != 0
 		switch m.typ {
 		case unix.NLMSG_ERROR, unix.NLMSG_DONE:

@@ -41,7 +41,9 @@ func key(i int, slot int) []byte {
 	return binary.NativeEndian.AppendUint32(b, uint32(slot))
 }
 
-func data(i int) []byte { return append(binary.BigEndian.AppendUint32(nil, 0x0a000000+uint32(i)), 0x1f, 0x90, 0, 0) }
+func data(i int) []byte {
+	return append(binary.BigEndian.AppendUint32(nil, 0x0a000000+uint32(i)), 0x1f, 0x90, 0, 0)
+}
 
 var epSet = Set{Name: "ep", Key: []Type{TypeIPv4, TypeProto, TypePort, TypeMark}, Data: []Type{TypeIPv4, TypePort}}
 

@@ -1,0 +1,157 @@
+package api
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io/fs"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+
+	"worknode/fault"
+)
+
+// identity is who calls, as the client certificate says.
+// Source: Kubernetes docs, authentication, X.509 client certificates: user is the common name, groups the organisations.
+type identity struct {
+	user   string
+	groups []string
+}
+
+// guard lets a request through to h if its caller is known and allowed.
+func (s *Server) guard(sub string, h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		who, ok := authenticate(r)
+		if !ok {
+			s.count.unauthorized.Add(1)
+			http.Error(w, "Unauthorized: present a client certificate of this node's client CA", http.StatusUnauthorized)
+			return
+		}
+		if err := s.authorize(who, verbOf(r), sub); err != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		s.count.requests.Add(1)
+		h(w, r)
+	}
+}
+
+func authenticate(r *http.Request) (identity, bool) {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return identity{}, false
+	}
+	subject := r.TLS.VerifiedChains[0][0].Subject
+	return identity{subject.CommonName, subject.Organization}, true
+}
+
+// authorize says whether a caller may do verb on nodes/<sub> of this node. Every bearer of a certificate of the client
+// CA may: that CA is the cluster's own, or the standalone node's. This is the one place that asks.
+func (s *Server) authorize(identity, string, string) error { return nil }
+
+// verbOf maps the method as the API server does, except that a request to switch protocols is always a create: reading
+// rights on nodes/proxy must not be enough to run commands in containers.
+func verbOf(r *http.Request) string {
+	if r.Method == http.MethodPost || r.Header.Get("Upgrade") != "" {
+		return "create"
+	}
+	return "get"
+}
+
+// tlsFiles serves with the certificate and the client CA that are in the files now: a handshake compares their times
+// with those last read, which costs three stats and needs no restart after a rotation.
+type tlsFiles struct {
+	cert, key, ca string
+
+	mu   sync.Mutex
+	have [3]stamp
+	conf *tls.Config
+}
+
+type stamp struct {
+	size, mtime int64
+	name        string
+}
+
+func (f *tlsFiles) listener(l net.Listener) net.Listener {
+	return tls.NewListener(l, &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			return f.load()
+		},
+	})
+}
+
+// load returns the present configuration. When changed files cannot be used it keeps the last good ones and logs once.
+func (f *tlsFiles) load() (*tls.Config, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now, err := f.stamps()
+	if err == nil && now == f.have {
+		return f.conf, nil
+	}
+	var conf *tls.Config
+	if err == nil {
+		conf, err = f.read()
+	}
+	switch {
+	case err == nil:
+		f.conf, f.have = conf, now
+		return conf, nil
+	case f.conf == nil:
+		return nil, err
+	}
+	if now != f.have {
+		f.have = now
+		slog.Warn("kubelet server keeps its last certificates", "err", err)
+	}
+	return f.conf, nil
+}
+
+func (f *tlsFiles) stamps() (out [3]stamp, err error) {
+	for i, name := range []string{f.cert, f.key, f.ca} {
+		var st fs.FileInfo
+		if st, err = os.Stat(name); err != nil {
+			return [3]stamp{}, err
+		}
+		out[i] = stamp{st.Size(), st.ModTime().UnixNano(), name}
+	}
+	return out, nil
+}
+
+func (f *tlsFiles) read() (*tls.Config, error) {
+	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+	if err != nil {
+		return nil, fmt.Errorf("serving certificate %s with key %s: %w", f.cert, f.key, err)
+	}
+	pem, err := os.ReadFile(f.ca)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fault.New(fault.Invalid, "client CA %s holds no PEM certificate", f.ca)
+	}
+	return &tls.Config{
+		Certificates: []tls.Certificate{pair},
+		ClientCAs:    pool,
+		ClientAuth:   tls.VerifyClientCertIfGiven, // without one there is still /healthz
+		MinVersion:   tls.VersionTLS12,
+		// HTTP/1.1 alone: exec and its kin switch protocols on the connection, which HTTP/2 cannot.
+		NextProtos: []string{"http/1.1"},
+	}, nil
+}
+
+// quietLog sends net/http's complaints (handshakes of port scanners, mostly) to the debug level.
+func quietLog() *log.Logger { return log.New(debugWriter{}, "", 0) }
+
+type debugWriter struct{}
+
+func (debugWriter) Write(p []byte) (int, error) {
+	slog.Debug("kubelet server", "says", string(bytes.TrimSpace(p)))
+	return len(p), nil
+}

@@ -1,0 +1,216 @@
+// Package api is the kubelet's HTTPS server, port 10250: what the API server asks for kubectl logs, exec, attach and
+// port-forward, and what metrics collectors read. It decides nothing about pods.
+//
+// Read first: server.go (routes), auth.go (who may), logs.go, stream.go (exec and friends), stats.go.
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"worknode/fault"
+	"worknode/kubelet/api/crilog"
+	"worknode/task"
+)
+
+// Pods is what the server knows of the kubelet. The methods are called from many goroutines; nobody writes to a pod
+// they return.
+type Pods interface {
+	List() []*v1.Pod
+	// Get finds a pod; an empty uid matches any.
+	Get(ns, name string, uid types.UID) (*v1.Pod, bool)
+	// ContainerID names the container's current run, or the one before it, and its log file.
+	// Errors: NotFound if there is no such container or no such run; the text goes to the user.
+	ContainerID(pod *v1.Pod, container string, previous bool) (id, logPath string, err error)
+}
+
+// Config says where the server listens and what it shows.
+type Config struct {
+	Addr              string // host:port; port 0 takes a free one, see Server.Addr
+	CertFile, KeyFile string // serving certificate; read anew when the files change
+	ClientCAFile      string // who may call: bearers of client certificates of these authorities; likewise
+	HealthzAddr       string // a plain HTTP listener for /healthz alone; empty: none
+
+	NodeName string
+	RootDir  string // the file system whose room /stats/summary shows as the node's
+	Pods     Pods
+	Runtime  cri.RuntimeServiceClient
+	// Healthy answers /healthz: nil when the kubelet works. It must not wait for the runtime or the API server.
+	Healthy func() error
+	// Metrics appends the kubelet's own metrics in Prometheus text format; may be nil.
+	Metrics func(io.Writer)
+	// Profiling serves /debug/pprof.
+	Profiling bool
+}
+
+// inFlight bounds concurrent requests, streams included: each costs some 50 KiB and descriptors.
+const inFlight = 500
+
+// Server serves one node. Make it with New.
+type Server struct {
+	Config
+	tls     *tlsFiles
+	lis     net.Listener
+	healthz net.Listener
+	tasks   *task.Group
+	logs    *crilog.Watcher
+	exits   *exits
+	busy    atomic.Int64
+	count   counters
+}
+
+// New returns a server that does not listen yet.
+func New(c Config) *Server {
+	return &Server{Config: c, tls: &tlsFiles{cert: c.CertFile, key: c.KeyFile, ca: c.ClientCAFile}}
+}
+
+// Listen opens the sockets, so that a port in use is told before anything else starts. Run calls it if needed.
+func (s *Server) Listen() error {
+	if _, err := s.tls.load(); err != nil {
+		return fmt.Errorf("kubelet server: %w", err)
+	}
+	var err error
+	if s.lis, err = listen(s.Addr); err != nil {
+		return err
+	}
+	if s.HealthzAddr != "" {
+		if s.healthz, err = listen(s.HealthzAddr); err != nil {
+			_ = s.lis.Close()
+			return err
+		}
+	}
+	return nil
+}
+
+func listen(addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		err = fault.Hint(fault.As(fault.Busy, err), "another kubelet or node uses this port; stop it or choose another")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("kubelet server: %w", err)
+	}
+	return l, nil
+}
+
+// Bound is the address that the server listens on; nil before Listen.
+func (s *Server) Bound() net.Addr {
+	if s.lis == nil {
+		return nil
+	}
+	return s.lis.Addr()
+}
+
+// Run serves until ctx ends; open streams end with it.
+func (s *Server) Run(ctx context.Context) error {
+	if s.lis == nil {
+		if err := s.Listen(); err != nil {
+			return err
+		}
+	}
+	s.tasks = task.New(ctx)
+	defer s.tasks.Stop()
+	s.logs = crilog.NewWatcher(s.tasks)
+	s.exits = newExits(s.Runtime, s.tasks)
+
+	servers := []*http.Server{s.serverFor(s.limit(s.routes()))}
+	listeners := []net.Listener{s.tls.listener(s.lis)}
+	if s.healthz != nil {
+		mux := http.NewServeMux()
+		mux.HandleFunc("GET /healthz", s.getHealthz)
+		servers, listeners = append(servers, s.serverFor(mux)), append(listeners, s.healthz)
+	}
+	ended := make(chan error, len(servers))
+	for i, srv := range servers {
+		s.tasks.Go("serve "+listeners[i].Addr().String(), func(context.Context) { ended <- srv.Serve(listeners[i]) })
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-ended:
+		err = fmt.Errorf("kubelet server: %w", err)
+	}
+	for _, srv := range servers {
+		_ = srv.Close() // only closes listeners and connections; there is nothing to save
+	}
+	return err
+}
+
+func (s *Server) serverFor(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		BaseContext:       func(net.Listener) context.Context { return s.tasks.Context() },
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       90 * time.Second,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          quietLog(),
+	}
+}
+
+// routes is the server's map. sub is the subresource of nodes that a caller needs (see authorize).
+func (s *Server) routes() http.Handler {
+	mux := http.NewServeMux()
+	open := func(sub, pattern string, h http.HandlerFunc) { mux.HandleFunc(pattern, s.guard(sub, h)) }
+
+	mux.HandleFunc("GET /healthz", s.getHealthz)
+	mux.HandleFunc("GET /healthz/{check}", s.getHealthz)
+	open("pods", "GET /pods", s.getPods)
+	open("proxy", "GET /containerLogs/{ns}/{pod}/{container}", s.getLogs)
+	for _, method := range []string{"GET ", "POST "} {
+		open("proxy", method+"/exec/{ns}/{pod}/{container}", s.exec)
+		open("proxy", method+"/exec/{ns}/{pod}/{uid}/{container}", s.exec)
+		open("proxy", method+"/attach/{ns}/{pod}/{container}", s.attach)
+		open("proxy", method+"/attach/{ns}/{pod}/{uid}/{container}", s.attach)
+		open("proxy", method+"/portForward/{ns}/{pod}", s.portForward)
+		open("proxy", method+"/portForward/{ns}/{pod}/{uid}", s.portForward)
+	}
+	open("metrics", "GET /metrics", s.getMetrics)
+	open("metrics", "GET /metrics/resource", s.getResourceMetrics)
+	open("stats", "GET /stats/summary", s.getSummary)
+	if s.Profiling {
+		open("proxy", "GET /debug/pprof/", pprof.Index)
+		open("proxy", "GET /debug/pprof/cmdline", pprof.Cmdline)
+		open("proxy", "GET /debug/pprof/profile", pprof.Profile)
+		open("proxy", "GET /debug/pprof/symbol", pprof.Symbol)
+		open("proxy", "GET /debug/pprof/trace", pprof.Trace)
+	}
+	open("proxy", "/", func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, fmt.Sprintf("%s %s: the kubelet has no such path", r.Method, r.URL.Path), http.StatusNotFound)
+	})
+	return mux
+}
+
+func (s *Server) limit(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer s.busy.Add(-1)
+		if s.busy.Add(1) > inFlight {
+			s.count.refused.Add(1)
+			w.Header().Set("Retry-After", "1")
+			http.Error(w, fmt.Sprintf("this kubelet already serves %d requests", inFlight), http.StatusTooManyRequests)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (s *Server) getHealthz(w http.ResponseWriter, r *http.Request) {
+	if s.Healthy != nil && r.PathValue("check") != "ping" {
+		if err := s.Healthy(); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = io.WriteString(w, "ok") // a caller that hung up wants no answer
+}

@@ -42,6 +42,10 @@ type Reply struct {
 	Started *Process  `json:",omitempty"`
 	List    []Process `json:",omitempty"`
 	Exit    *Exit     `json:",omitempty"`
+
+	// StdinClosed says that a StdinOnce process has had its one session: every keeper must close its duplicate of the
+	// stdin pipe, or the process never reads end of file. The client package does so by itself.
+	StdinClosed string `json:",omitempty"`
 }
 
 // Error is a failed Request. Kind is a fault.Kind; Stage names the step of init that failed ("mount", "exec", ...).
@@ -64,7 +68,8 @@ type Hello struct {
 // that container's namespaces, root and cgroup. Without Terminal the monitor makes the pipes of a container and copies
 // stdout and stderr to LogPath; the reply's frame carries the keeper's descriptors (see Process.Files). An exec brings its
 // stdio instead: the request's frame carries stdin, stdout, stderr in this order (with Terminal: none, and the reply
-// carries the pty master).
+// carries the pty master, which the monitor does not keep: closing it hangs up the session). An exec without
+// Init.Cgroup enters the container's. Its own Init.New and Init.Join are empty.
 type Start struct {
 	ID        string // unique until forgotten
 	Join      string `json:",omitempty"`
@@ -92,10 +97,14 @@ type Process struct {
 	Stdin     bool      `json:",omitempty"`
 	StdinOnce bool      `json:",omitempty"`
 	Files     []string  `json:",omitempty"`
+	Cgroup    []string  `json:",omitempty"` // the cgroup.procs files it was put into (Init.Cgroup)
+	Join      string    `json:",omitempty"` // an exec: the container it runs in
+	Warnings  []string  `json:",omitempty"` // only in the answer to Start: what init had to leave out, for the log
 	Exit      *Exit     `json:",omitempty"`
 }
 
-// Exit is how a process ended. It is repeated on every new connection until forgotten.
+// Exit is how a process ended. It is repeated on every new connection until forgotten. An exit that a predecessor
+// recorded before it was killed is repeated only by List and Adopt: Adopt first, as output may wait in the pipes.
 type Exit struct {
 	ID        string
 	Code      int  // exit code, or 128+signal

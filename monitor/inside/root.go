@@ -1,0 +1,302 @@
+package inside
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"worknode/fault"
+	"worknode/kernel/mount"
+	"worknode/monitor/wire"
+)
+
+// buildRoot turns this mount namespace, a copy of the host's, into the container's.
+// Bind sources are taken first, while their mounts are still peers of the host's: so each can become shared
+// (Bidirectional), slave (HostToContainer) or private by itself, and the rest of the tree is cut off at once.
+func (s *setup) buildRoot() error {
+	binds := make([]int, len(s.Mounts))
+	for i, m := range s.Mounts {
+		binds[i] = -1
+		if m.Flags&unix.MS_BIND == 0 {
+			continue
+		}
+		tree, err := bindSource(m)
+		if err != nil {
+			return err
+		}
+		binds[i] = tree
+	}
+	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("cut the mounts off the host's: %w", err)
+	}
+	root, err := s.mountRoot()
+	if err != nil {
+		return err
+	}
+	for i, m := range s.Mounts {
+		if err := s.mount(root, m, binds[i]); err != nil {
+			return fmt.Errorf("mount %s on %s: %w", sourceName(m), m.Destination, err)
+		}
+	}
+	if err := s.devices(root); err != nil {
+		return err
+	}
+	if s.req.Terminal {
+		if err := s.console(root); err != nil {
+			return err
+		}
+	}
+	if err := s.hide(root); err != nil {
+		return err
+	}
+	if err := s.sealRoot(root); err != nil {
+		return err
+	}
+	err = mount.PivotTo(root.Fd())
+	root.Close()
+	return err
+}
+
+func sourceName(m wire.Mount) string {
+	if m.Source != "" {
+		return m.Source
+	}
+	return m.Type
+}
+
+// bindSource is a detached copy of the source with its flags applied, ready to attach.
+func bindSource(m wire.Mount) (int, error) {
+	tree, err := mount.Clone(m.Source, m.Flags&unix.MS_REC != 0)
+	if err != nil {
+		return -1, fmt.Errorf("mount %s on %s: %w", m.Source, m.Destination, err)
+	}
+	if err = mount.Change(tree, m.Flags, 0, false); err == nil && m.RecReadonly {
+		err = mount.Change(tree, unix.MS_RDONLY, 0, true)
+	}
+	if err == nil {
+		err = propagate(tree, m.Propagation)
+	}
+	if err != nil {
+		unix.Close(tree)
+		return -1, fmt.Errorf("mount %s on %s: %w", m.Source, m.Destination, err)
+	}
+	return tree, nil
+}
+
+func propagate(fd int, types []uintptr) error {
+	for _, p := range types {
+		if err := mount.Change(fd, 0, p&^unix.MS_REC, p&unix.MS_REC != 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mountRoot mounts the root filesystem over one of its own directories, so that no extra directory is needed.
+func (s *setup) mountRoot() (*mount.Root, error) {
+	r := s.Root
+	target := r.Path
+	var err error
+	switch {
+	case len(r.Lower) > 0:
+		if r.Base != "" {
+			if err := unix.Chdir(r.Base); err != nil {
+				return nil, &os.PathError{Op: "chdir", Path: r.Base, Err: err}
+			}
+		}
+		target = r.Upper
+		if r.Upper == "" {
+			target = r.Lower[0]
+		}
+		if r.Upper == "" && len(r.Lower) == 1 {
+			err = mount.Bind(target, target, unix.MS_RDONLY, false)
+		} else {
+			err = mount.Overlay(target, r.Lower, r.Upper, r.Work, true)
+		}
+	case r.Path != "":
+		err = mount.Bind(r.Path, r.Path, 0, true)
+	default:
+		err = fault.New(fault.Invalid, "the container has no root filesystem")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return mount.OpenRoot(target)
+}
+
+func (s *setup) mount(root *mount.Root, m wire.Mount, tree int) error {
+	if tree >= 0 {
+		defer unix.Close(tree)
+		return attachBind(root, m, tree)
+	}
+	at, err := root.Dir(m.Destination)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(at)
+	if m.Type == "cgroup" {
+		return s.mountCgroups(root, m, at)
+	}
+	source := sourceName(m)
+	if err := unix.Mount(source, mount.FdPath(at), m.Type, m.Flags&^unix.MS_REC, m.Data); err != nil {
+		return fmt.Errorf("type %s options %q: %w", m.Type, m.Data, err)
+	}
+	if len(m.Propagation) == 0 && !m.RecReadonly {
+		return nil
+	}
+	on, err := root.Open(m.Destination, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(on)
+	return propagate(on, m.Propagation)
+}
+
+func attachBind(root *mount.Root, m wire.Mount, tree int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(tree, &st); err != nil {
+		return err
+	}
+	place := root.File
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		place = root.Dir
+	}
+	at, err := place(m.Destination)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(at)
+	err = mount.Attach(tree, at)
+	if errors.Is(err, unix.ENOTDIR) {
+		return fault.Hint(fault.As(fault.Invalid, err), "one of them is a directory and the other a file")
+	}
+	return err
+}
+
+// mountCgroups shows the container its cgroups. On v2 that is one mount, rooted by the cgroup namespace. On v1 the
+// directories of the container's own groups are bound, so nothing of the host's tree shows even without a namespace.
+func (s *setup) mountCgroups(root *mount.Root, m wire.Mount, at int) error {
+	const attrs = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &fs); err == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
+		return unix.Mount("cgroup2", mount.FdPath(at), "cgroup2", m.Flags&^(unix.MS_REC|unix.MS_BIND), m.Data)
+	}
+	if err := unix.Mount("cgroup", mount.FdPath(at), "tmpfs", attrs, "mode=755,size=64k"); err != nil {
+		return fmt.Errorf("tmpfs for the hierarchies: %w", err)
+	}
+	for _, procs := range s.Cgroup {
+		dir := path.Dir(procs)
+		rel := strings.TrimPrefix(dir, "/sys/fs/cgroup/")
+		hierarchy, _, _ := strings.Cut(rel, "/")
+		err := bindInto(root, dir, path.Join(m.Destination, hierarchy), attrs|m.Flags&unix.MS_RDONLY)
+		if err != nil {
+			return fmt.Errorf("bind %s: %w", dir, err)
+		}
+	}
+	if m.Flags&unix.MS_RDONLY == 0 {
+		return nil
+	}
+	on, err := root.Open(m.Destination, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(on)
+	return mount.Change(on, unix.MS_RDONLY, 0, false)
+}
+
+func bindInto(root *mount.Root, source, destination string, flags uintptr) error {
+	tree, err := mount.Clone(source, false)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(tree)
+	if err := mount.Change(tree, flags, 0, false); err != nil {
+		return err
+	}
+	at, err := root.Dir(destination)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(at)
+	return mount.Attach(tree, at)
+}
+
+// hide covers what the container must not read, and remounts what it must not write. Absent paths are skipped, as the
+// OCI runtime spec asks.
+func (s *setup) hide(root *mount.Root) error {
+	for _, name := range s.Masked {
+		if err := mask(root, name); err != nil {
+			return fmt.Errorf("mask %s: %w", name, err)
+		}
+	}
+	for _, name := range s.Readonly {
+		if err := protect(root, name); err != nil {
+			return fmt.Errorf("make %s read-only: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func mask(root *mount.Root, name string) error {
+	at, err := root.Open(name, unix.O_PATH, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(at)
+	var st unix.Stat_t
+	if err := unix.Fstat(at, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return unix.Mount("tmpfs", mount.FdPath(at), "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=0k,nr_inodes=2")
+	}
+	tree, err := mount.Clone("/dev/null", false)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(tree)
+	return mount.Attach(tree, at)
+}
+
+func protect(root *mount.Root, name string) error {
+	at, err := root.Open(name, unix.O_PATH, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(at)
+	tree, err := mount.CloneFd(at, true)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(tree)
+	if err := mount.Change(tree, unix.MS_RDONLY, 0, true); err != nil {
+		return err
+	}
+	return mount.Attach(tree, at)
+}
+
+func (s *setup) sealRoot(root *mount.Root) error {
+	if s.Root.Readonly {
+		if err := mount.Change(root.Fd(), unix.MS_RDONLY, 0, false); err != nil {
+			return fmt.Errorf("make the root read-only: %w", err)
+		}
+	}
+	p := s.Root.Propagation
+	kinds := map[string]uintptr{"": 0, "private": 0, "slave": 0, "shared": unix.MS_SHARED, "unbindable": unix.MS_UNBINDABLE}
+	kind, ok := kinds[strings.TrimPrefix(p, "r")]
+	if !ok {
+		return fault.New(fault.Invalid, "root propagation %q is none of private, rslave, rshared", p)
+	}
+	// Not recursive: the mounts below have their own propagation, set one by one.
+	return mount.Change(root.Fd(), 0, kind, false)
+}

@@ -37,8 +37,9 @@ func (t *Table) Look() (Seen, error) {
 		seen.Why = fmt.Sprintf("its comment is %q, ours is %q", tab.Comment, t.comment)
 		return seen, nil
 	}
-	if tab.Flags&(nft.FlagOwner|nft.FlagPersist) != t.flags {
-		seen.Why = "it is not a persistent table with an owner" // or the kernel knows none: Replace finds out
+	// The kernel takes the owner flag off when the owner dies; the other one tells that it can be claimed.
+	if (tab.Flags^t.flags)&nft.FlagPersist != 0 {
+		seen.Why = "it is not a persistent table" // or the kernel knows none: Replace finds out
 		return seen, nil
 	}
 	if t.flags != 0 && tab.Owner != t.conn.Port() {

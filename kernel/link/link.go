@@ -283,26 +283,46 @@ func (h *Handle) Addresses() ([]Address, error) {
 	return out, nil
 }
 
-// SetupInside raises a device of the Handle's namespace and gives it its address and default route, in one datagram.
-// It is for a namespace that holds one pod: the route replaces any other default.
-func (h *Handle) SetupInside(device string, p netip.Prefix, gateway netip.Addr) error {
+// SetupInside raises a device of the Handle's namespace, gives it the address as one that is alone on its link, and
+// routes everything through the gateway, in one datagram. The gateway needs no common subnet: it is reached on the link.
+// It is for a namespace that holds one pod: the route replaces any other default. Repeat: safe.
+func (h *Handle) SetupInside(device string, addr, gateway netip.Addr) error {
 	d, err := h.Get(device)
 	if err != nil {
 		return err
 	}
 	var b batch
 	b.begin("bring "+device+" up", unix.RTM_NEWLINK, set, linkHeader(d.Index, true))
+	p := netip.PrefixFrom(addr, addr.BitLen())
 	b.address("give "+device+" address "+p.String(), unix.RTM_NEWADDR, set|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, d.Index, p)
+	b.route(fmt.Sprintf("route to gateway %s", gateway), d.Index, unix.RT_SCOPE_LINK, netip.PrefixFrom(gateway, gateway.BitLen()))
+	b.route(fmt.Sprintf("route by default through %s", gateway), d.Index, unix.RT_SCOPE_UNIVERSE, netip.PrefixFrom(zero(gateway), 0))
+	b.attr(unix.RTA_GATEWAY, gateway.AsSlice())
+	return h.do(&b)
+}
+
+// route begins a route of the main table.
+func (b *batch) route(what string, index int, scope uint8, to netip.Prefix) {
 	fixed := make([]byte, unix.SizeofRtMsg)
-	fixed[0] = family(gateway)
+	fixed[0] = family(to.Addr())
+	fixed[1] = uint8(to.Bits())
 	fixed[4] = unix.RT_TABLE_MAIN
 	fixed[5] = unix.RTPROT_STATIC
-	fixed[6] = unix.RT_SCOPE_UNIVERSE
+	fixed[6] = scope
 	fixed[7] = unix.RTN_UNICAST
-	b.begin(fmt.Sprintf("route by default through %s", gateway), unix.RTM_NEWROUTE, set|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, fixed)
-	b.attr(unix.RTA_GATEWAY, gateway.AsSlice())
-	b.u32(unix.RTA_OIF, uint32(d.Index))
-	return h.do(&b)
+	b.begin(what, unix.RTM_NEWROUTE, set|unix.NLM_F_CREATE|unix.NLM_F_REPLACE, fixed)
+	if to.Bits() > 0 {
+		b.attr(unix.RTA_DST, to.Addr().AsSlice())
+	}
+	b.u32(unix.RTA_OIF, uint32(index))
+}
+
+// zero is the unspecified address of a's family.
+func zero(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
 }
 
 func family(a netip.Addr) uint8 {

@@ -82,9 +82,9 @@ func TestVethLandsInTheOtherNamespaceReadyToUse(t *testing.T) {
 				return err
 			}
 			defer p.Close()
-			want := netip.MustParsePrefix("10.9.0.7/24")
+			want := netip.MustParsePrefix("10.9.0.7/32")
 			for range 2 {
-				if err := p.SetupInside("eth0", want, netip.MustParseAddr("10.9.0.1")); err != nil {
+				if err := p.SetupInside("eth0", want.Addr(), netip.MustParseAddr("10.9.0.1")); err != nil {
 					return err
 				}
 			}

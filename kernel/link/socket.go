@@ -34,11 +34,15 @@ func Open() (*Handle, error) {
 	return &Handle{fd: fd}, nil
 }
 
-// Close releases the socket.
+// Close releases the socket. Repeat: safe.
 func (h *Handle) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return os.NewSyscallError("close", unix.Close(h.fd))
+	fd := h.fd
+	if h.fd = -1; fd < 0 {
+		return nil
+	}
+	return os.NewSyscallError("close", unix.Close(fd))
 }
 
 // do sends the batch and waits for every acknowledgement. All messages are tried; the first refusal is returned.

@@ -213,7 +213,7 @@ func normal(t *testing.T, m map[Key]Value) string {
 }
 
 func TestDiffsAddUpToAFreshCompile(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(6) {
 		w := &world{t: t, r: rand.New(rand.NewPCG(seed, 1)), store: state.NewStore(), model: NewModel(), kernel: map[Key]Value{}, chains: map[Chain]bool{}}
 		dirty := map[state.Name]bool{}
 		for step := range 1000 {
@@ -239,7 +239,7 @@ func TestDiffsAddUpToAFreshCompile(t *testing.T) {
 			w.apply(&d)
 			w.model.Commit(d)
 			clear(dirty)
-			if step%3 == 0 || step%7 == 4 {
+			if step%5 == 0 || step%7 == 4 {
 				fresh := Full(nil, nil, w.all(), w.nodes)
 				new := NewModel()
 				new.Commit(fresh)

@@ -119,8 +119,8 @@ func (c *Client) Start(ctx context.Context, req wire.Start, stdio []*os.File) (w
 
 // Signal sends sig to the process, or with all to every process of its container or exec.
 // Errors: NotFound if it has exited or is not known.
-func (c *Client) Signal(ctx context.Context, id string, sig unix.Signal, all bool) error {
-	return c.simple(ctx, "signal "+id, wire.Request{Signal: &wire.Signal{ID: id, Signal: int(sig), All: all}})
+func (c *Client) Signal(ctx context.Context, id string, sig int, all bool) error {
+	return c.simple(ctx, "signal "+id, wire.Request{Signal: &wire.Signal{ID: id, Signal: sig, All: all}})
 }
 
 // Reopen makes the monitor write id's log to a new file at its path. The new file exists when it returns.

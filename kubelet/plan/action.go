@@ -134,7 +134,6 @@ func Quick(a Action) bool {
 // Say is an event for people, as the API keeps them.
 type Say struct {
 	Container string // empty: about the pod
-	Init      bool   // the container is an init container
 	Warning   bool
 	Reason    string
 	Message   string

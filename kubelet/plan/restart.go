@@ -43,7 +43,7 @@ func (p *planner) due(spec *v1.Container, c *state.Container, init bool) bool {
 	if at := c.FinishedAt.Add(wait); p.now.Before(at) {
 		p.wake(at)
 		p.say("backoff/"+spec.Name, fmt.Sprint(c.Attempt), Say{
-			Container: spec.Name, Init: init, Warning: true, Reason: "BackOff",
+			Container: spec.Name, Warning: true, Reason: "BackOff",
 			Message: fmt.Sprintf("Back-off restarting failed container %s in pod %s", spec.Name, p.fullName()),
 		})
 		p.because("back-off: restarting " + spec.Name + " later")

@@ -144,11 +144,11 @@ func (p *planner) quiet() {
 // grace counts from the decision; in a pod that ends its deadline counts instead. A shorter grace overtakes a longer one.
 func (p *planner) stopOne(c *state.Container, grace time.Duration, because string, again bool) {
 	since := c.StopSince
-	spec, init := Lookup(p.pod, c.Name)
+	spec, _ := Lookup(p.pod, c.Name)
 	if since.IsZero() {
 		since = p.now
 		if because != "" {
-			p.say("kill/"+c.Name, c.ID, Say{Container: c.Name, Init: init, Reason: "Killing", Message: because})
+			p.say("kill/"+c.Name, c.ID, Say{Container: c.Name, Reason: "Killing", Message: because})
 		}
 	}
 	deadline := since.Add(grace)

@@ -38,6 +38,7 @@ type loop struct {
 	families []*family
 	events   chan api.Event
 	local    chan addr.Local
+	foreign  chan struct{} // somebody else changed a table
 	health   *api.Health
 	metrics  api.Metrics
 	cleaner  *cleaner
@@ -59,7 +60,7 @@ type loop struct {
 func newLoop(o Options, ranges []netip.Prefix, health *api.Health) *loop {
 	l := &loop{
 		node: o.NodeName, ranges: ranges, check: o.CheckPeriod, health: health,
-		events: make(chan api.Event, queueLen), local: make(chan addr.Local),
+		events: make(chan api.Event, queueLen), local: make(chan addr.Local), foreign: make(chan struct{}, 1),
 		store: state.NewStore(), dirty: map[state.Name]bool{}, looking: lookStart,
 	}
 	if l.check <= 0 {
@@ -104,6 +105,8 @@ func (l *loop) run(ctx context.Context) {
 			l.here, l.located, l.moved = here, true, true
 		case <-again.C:
 		case <-check.C:
+			l.looking = lookCheck
+		case <-l.foreign:
 			l.looking = lookCheck
 		}
 		l.drain()

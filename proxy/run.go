@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"worknode/fault"
 	"worknode/kernel/nft"
@@ -55,6 +59,11 @@ func RunFeed(ctx context.Context, o Options, feed api.Feed) error {
 	if err != nil {
 		return err
 	}
+	only, err := alone()
+	if err != nil {
+		return err
+	}
+	defer only.Close()
 	conn, err := nft.Open()
 	if err != nil {
 		return err
@@ -78,6 +87,10 @@ func RunFeed(ctx context.Context, o Options, feed api.Feed) error {
 		return err
 	}
 	tasks.Go("watch addresses", l.watchAddresses)
+	if t := l.families[0].table; !t.Owned() {
+		slog.Warn("this kernel has no owned nftables tables (they came with 6.9): if others change the service table, it is repaired afterwards")
+		tasks.Go("watch table", func(ctx context.Context) { l.watchTable(ctx, t) })
+	}
 	tasks.Go("feed", func(ctx context.Context) { feed.Follow(ctx, l.delta(ctx)) })
 	tasks.Go("clean conntrack", func(ctx context.Context) { l.cleaner.run(ctx, flows) })
 	l.run(tasks.Context())
@@ -158,9 +171,37 @@ func (l *loop) watchAddresses(ctx context.Context) {
 	}
 }
 
+// watchTable has the loop look at the kernel when somebody else has changed a table.
+func (l *loop) watchTable(ctx context.Context, t *act.Table) {
+	err := t.Watch(ctx, func() {
+		select {
+		case l.foreign <- struct{}{}:
+		default: // it will look anyway
+		}
+	})
+	if err != nil {
+		slog.Warn("changes of the service table by others are only found by the regular check", "err", err)
+	}
+}
+
+// alone makes sure that one proxy works in a network namespace. An abstract socket belongs to the namespace and goes
+// with its process, however that ends. Errors: Denied if there is another.
+func alone() (io.Closer, error) {
+	l, err := net.Listen("unix", "@worknode-proxy")
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, fault.Hint(fault.New(fault.Denied, "another worknode proxy runs in this network namespace"), "end it first; `ss -xlp | grep worknode-proxy` shows it")
+	}
+	return l, err
+}
+
 // Cleanup removes the tables from the network namespace of the calling thread. Safe to repeat; nothing to remove is
 // no error. Errors: Denied while a proxy still runs there.
 func Cleanup() error {
+	only, err := alone()
+	if err != nil {
+		return fmt.Errorf("proxy clean-up: %w", err)
+	}
+	defer only.Close()
 	conn, err := nft.Open()
 	if err != nil {
 		if fault.Is(err, fault.Unsupported) {

@@ -39,7 +39,7 @@ func (t *Table) Look() (Seen, error) {
 	}
 	// The kernel takes the owner flag off when the owner dies; the other one tells that it can be claimed.
 	if (tab.Flags^t.flags)&nft.FlagPersist != 0 {
-		seen.Why = "it is not a persistent table" // or the kernel knows none: Replace finds out
+		seen.Why = "it is not a persistent table"
 		return seen, nil
 	}
 	if t.flags != 0 && tab.Owner != t.conn.Port() {

@@ -3,10 +3,10 @@
 package act
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"log/slog"
 
 	"golang.org/x/sys/unix"
 
@@ -28,15 +28,19 @@ type Table struct {
 	verdicts map[plan.Chain]*nft.Verdict
 }
 
-// Open prepares a table; the kernel is not touched yet.
+// Open prepares a table; nothing in the kernel changes yet.
 func Open(conn *nft.Conn, fam state.Family, static Static) *Table {
 	l := newLayout(fam, static)
 	b := nft.NewBatch(l.fam, TableName)
 	l.write(b)
 	h := fnv.New64a()
 	b.WriteTo(h)
+	flags := uint32(0)
+	if conn.OwnedTables(l.fam) {
+		flags = nft.FlagOwner | nft.FlagPersist
+	}
 	return &Table{
-		conn: conn, layout: l, flags: nft.FlagOwner | nft.FlagPersist,
+		conn: conn, layout: l, flags: flags,
 		comment:  fmt.Sprintf("worknode proxy, layout %d, rules %016x", layoutVersion, h.Sum64()),
 		verdicts: map[plan.Chain]*nft.Verdict{},
 	}
@@ -54,20 +58,20 @@ func (t *Table) Apply(d *plan.Delta) error {
 // ones never meet a moment without rules. d must stem from plan.Full on an empty table.
 func (t *Table) Replace(exists bool, d *plan.Delta) error {
 	err := t.replace(exists, d)
-	if t.flags != 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)) {
-		if missing := t.conn.Missing(t.layout.fam); missing != nil {
-			return missing
-		}
-		slog.Warn("kernel has no owned, persistent nftables tables (it needs 6.9): others can change the service table", "err", err)
-		t.flags = 0
-		err = t.replace(exists, d)
-	}
-	if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Unsupported) {
+	if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Unsupported) || errors.Is(err, unix.EINVAL) {
 		if missing := t.conn.Missing(t.layout.fam); missing != nil {
 			return missing
 		}
 	}
 	return hint(err)
+}
+
+// Owned tells whether the kernel keeps others from changing the table. If not, Watch tells when they do.
+func (t *Table) Owned() bool { return t.flags != 0 }
+
+// Watch calls changed when somebody else changes the table, until ctx ends.
+func (t *Table) Watch(ctx context.Context, changed func()) error {
+	return nft.Watch(ctx, TableName, t.conn.Port(), changed)
 }
 
 func (t *Table) replace(exists bool, d *plan.Delta) error {

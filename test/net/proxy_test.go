@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -83,7 +84,7 @@ type node struct {
 	cmd   *exec.Cmd
 	in    io.WriteCloser
 	enc   *json.Encoder
-	log   *strings.Builder
+	log   *logs
 	ended chan struct{}
 
 	services map[string]*corev1.Service
@@ -116,7 +117,7 @@ func (n *node) start() {
 	}
 	n.cmd.Args[len(n.cmd.Args)-1] = exe
 	n.cmd.Env = append(os.Environ(), childEnv+"="+string(opts))
-	n.log = &strings.Builder{}
+	n.log = &logs{}
 	n.cmd.Stderr = n.log
 	if n.in, err = n.cmd.StdinPipe(); err != nil {
 		n.t.Fatal(err)
@@ -158,6 +159,24 @@ func (n *node) send(l line) {
 	if err := n.enc.Encode(l); err != nil {
 		n.t.Fatalf("feed: %v; proxy says:\n%s", err, n.log)
 	}
+}
+
+// logs collects what a process writes while others read it.
+type logs struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logs) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 type port struct {

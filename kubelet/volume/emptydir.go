@@ -62,9 +62,13 @@ func (v *Volumes) memoryDir(pod *v1.Pod, vol *v1.Volume, dir string) error {
 	if size := v.memorySize(pod, vol); size > 0 {
 		options += fmt.Sprintf(",size=%d", size)
 	}
-	// noswap keeps what is meant to be in memory there. Needs: kernel 6.4; older ones refuse the option.
-	if mount.Tmpfs(dir, options+",noswap", unix.MS_NOSUID|unix.MS_NODEV) == nil {
-		return nil
+	// noswap keeps what is meant to be in memory there. Needs: kernel 6.4. Older ones refuse the option and say so in the
+	// kernel's log, hence they are asked once.
+	if !v.swaps.Load() {
+		if mount.Tmpfs(dir, options+",noswap", unix.MS_NOSUID|unix.MS_NODEV) == nil {
+			return nil
+		}
+		v.swaps.Store(true)
 	}
 	return diskFault(mount.Tmpfs(dir, options, unix.MS_NOSUID|unix.MS_NODEV))
 }

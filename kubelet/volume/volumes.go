@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -52,6 +53,7 @@ type Config struct {
 type Volumes struct {
 	cfg    Config
 	shared shared
+	swaps  atomic.Bool // the kernel has no tmpfs without swap
 
 	mu   sync.Mutex
 	busy map[types.UID]*turn

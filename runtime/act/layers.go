@@ -1,0 +1,135 @@
+package act
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"worknode/fault"
+)
+
+// maxLinks bounds the symbolic links followed in one name, as the kernel does.
+const maxLinks = 40
+
+// view reads an image as a container will see it, without mounting it: the layers' directories merged by overlayfs's
+// own rules (whiteouts, opaque directories), symbolic links resolved inside the image and never outside.
+// Image layers are immutable, so there is nobody to race with.
+// Source: kernel, Documentation/filesystems/overlayfs.rst.
+type view []string // directories, topmost first
+
+// read returns the content of a regular file.
+// Errors: fs.ErrNotExist; Invalid when it is not a regular file or longer than limit bytes.
+func (v view) read(name string, limit int64) ([]byte, error) {
+	found, err := v.find(name)
+	if err != nil {
+		return nil, err
+	}
+	info, err := os.Lstat(found)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fault.New(fault.Invalid, "image file %s is not a regular file", name)
+	}
+	if info.Size() > limit {
+		return nil, fault.New(fault.Invalid, "image file %s has %d bytes, the limit is %d", name, info.Size(), limit)
+	}
+	return os.ReadFile(found)
+}
+
+// find returns the host path of a name in the merged image; the last component is never a symbolic link.
+func (v view) find(name string) (string, error) {
+	links := 0
+	todo := strings.Split(strings.Trim(path.Clean("/"+name), "/"), "/")
+	dirs := []view{v} // the merged directories on the way, root first
+	for len(todo) > 0 {
+		part := todo[0]
+		todo = todo[1:]
+		here := dirs[len(dirs)-1]
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			if len(dirs) > 1 {
+				dirs = dirs[:len(dirs)-1]
+			}
+			continue
+		}
+		file, next, err := here.step(part)
+		if err != nil {
+			return "", &fs.PathError{Op: "look up in image", Path: name, Err: err}
+		}
+		if next != nil {
+			dirs = append(dirs, next)
+			if len(todo) == 0 {
+				return next[0], nil
+			}
+			continue
+		}
+		target, err := os.Readlink(file)
+		if err != nil { // no link: the end of the name, or a file where a directory should be
+			if len(todo) > 0 {
+				return "", &fs.PathError{Op: "look up in image", Path: name, Err: syscall.ENOTDIR}
+			}
+			return file, nil
+		}
+		if links++; links > maxLinks {
+			return "", &fs.PathError{Op: "look up in image", Path: name, Err: syscall.ELOOP}
+		}
+		if path.IsAbs(target) {
+			dirs = dirs[:1]
+		}
+		todo = append(strings.Split(target, "/"), todo...)
+	}
+	return dirs[len(dirs)-1][0], nil
+}
+
+// step looks one component up: either a file (or link) of the topmost layer that has it, or the merged directory.
+func (v view) step(part string) (file string, dir view, err error) {
+	for _, layer := range v {
+		p := filepath.Join(layer, part)
+		info, err := os.Lstat(p)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err != nil:
+			return "", nil, err
+		case whiteout(info):
+			return "", dir, orAbsent(dir)
+		case !info.IsDir():
+			if dir != nil {
+				return "", dir, nil // a directory above hides it
+			}
+			return p, nil, nil
+		}
+		dir = append(dir, p)
+		if opaque(p) {
+			break
+		}
+	}
+	return "", dir, orAbsent(dir)
+}
+
+func orAbsent(dir view) error {
+	if dir == nil {
+		return fs.ErrNotExist
+	}
+	return nil
+}
+
+func whiteout(info fs.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && st.Mode&syscall.S_IFMT == syscall.S_IFCHR && st.Rdev == 0
+}
+
+func opaque(dir string) bool {
+	var value [1]byte
+	n, err := unix.Lgetxattr(dir, "trusted.overlay.opaque", value[:])
+	return err == nil && n == 1 && value[0] == 'y'
+}

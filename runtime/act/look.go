@@ -1,0 +1,69 @@
+package act
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+
+	"worknode/kernel/pidfd"
+	"worknode/monitor/wire"
+	"worknode/runtime/state"
+)
+
+// Alive reports whether a recorded process still is the one that has its pid.
+func Alive(pid int, start uint64) bool {
+	if pid <= 0 {
+		return false
+	}
+	now, err := pidfd.StartTime(pid)
+	return err == nil && now == start
+}
+
+// Regain gives a container to a monitor that never knew it: we and the old monitor died together, and its pipes with
+// us. The process is watched by pidfd; what it writes from now on is lost.
+func (k *Keeper) Regain(ctx context.Context, c *state.Container) error {
+	f, err := pidfd.Open(c.Pid)
+	if err != nil {
+		return err
+	}
+	if !Alive(c.Pid, c.StartTime) { // the pid may have been reused between look and open
+		f.Close()
+		return os.ErrProcessDone
+	}
+	return k.Keep(ctx, wire.Process{ID: c.ID, Pid: c.Pid, StartTime: c.StartTime, Started: c.Started, Files: []string{"pidfd"}}, []*os.File{f})
+}
+
+// Remains lists what lies in our folders and belongs to nothing we know.
+type Remains struct {
+	Sandboxes []string // shared files and pins
+	Layers    []string // writable layers
+}
+
+// Look finds the remains of sandboxes and containers that have no record.
+func (h *Hands) Look(sandbox, container func(id string) bool) (Remains, error) {
+	var r Remains
+	var err error
+	if r.Sandboxes, err = strangers(h.pods(), sandbox); err != nil {
+		return r, err
+	}
+	r.Layers, err = strangers(h.layers(), container)
+	return r, err
+}
+
+func strangers(dir string, known func(string) bool) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, e := range entries {
+		if !known(e.Name()) {
+			out = append(out, e.Name())
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,93 @@
+// Package api is the boundary of the runtime: CRI v1 over gRPC. It checks, translates and replies, and decides nothing.
+// RPCs that this build does not serve answer Unimplemented with the reason (unsupported.go).
+package api
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"worknode/runtime/image"
+	"worknode/runtime/state"
+)
+
+// maxMessage bounds a request and a reply, in bytes, as kubelet does.
+const maxMessage = 16 << 20
+
+// Node is what the loop does and knows.
+type Node interface {
+	RunPodSandbox(ctx context.Context, config *cri.PodSandboxConfig, handler string) (string, error)
+	StopPodSandbox(ctx context.Context, id string) error
+	RemovePodSandbox(ctx context.Context, id string) error
+	CreateContainer(ctx context.Context, sandbox string, config *cri.ContainerConfig) (string, error)
+	StartContainer(ctx context.Context, id string) error
+	StopContainer(ctx context.Context, id string, timeout time.Duration) error
+	RemoveContainer(ctx context.Context, id string) error
+	UpdateContainerResources(ctx context.Context, id string, r *cri.LinuxContainerResources) error
+	ReopenContainerLog(ctx context.Context, id string) error
+	ExecSync(ctx context.Context, id string, args []string, timeout time.Duration) (stdout, stderr []byte, code int, err error)
+
+	Exec(*cri.ExecRequest) (*cri.ExecResponse, error)
+	Attach(*cri.AttachRequest) (*cri.AttachResponse, error)
+	PortForward(*cri.PortForwardRequest) (*cri.PortForwardResponse, error)
+
+	Store() *state.Store
+	Events() (<-chan *cri.ContainerEventResponse, func())
+	ContainerStats(c *state.Container) *cri.ContainerStats
+	SandboxStats(s *state.Sandbox) *cri.PodSandboxStats
+	Ready() (runtime, network error)
+	SetPodCIDR(cidr string)
+
+	Images() []image.Image
+	Image(ref string) (image.Image, bool)
+	PullImage(ctx context.Context, ref string) (image.Image, error)
+	RemoveImage(ref string) error
+	ImageUsage() (layers, containers *cri.FilesystemUsage)
+}
+
+// Server answers both CRI services.
+type Server struct {
+	cri.UnimplementedRuntimeServiceServer
+	cri.UnimplementedImageServiceServer
+	node    Node
+	version string
+}
+
+// New returns a gRPC server with both services. Buffers are small: a node has few clients and each connection would
+// keep 64 KiB for good.
+func New(node Node, version string) *grpc.Server {
+	g := grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
+		grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(streaming),
+	)
+	s := &Server{node: node, version: version}
+	cri.RegisterRuntimeServiceServer(g, s)
+	cri.RegisterImageServiceServer(g, s)
+	return g
+}
+
+// unary turns fault kinds into codes, logs calls at Debug, and keeps a panic within its call.
+func unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (reply any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			slog.Error("call panicked", "call", info.FullMethod, "panic", p, "stack", stack())
+			err = status.Errorf(codes.Internal, "%s: %v", info.FullMethod, p)
+		}
+	}()
+	if slog.Default().Enabled(ctx, slog.LevelDebug) {
+		start := time.Now()
+		defer func() { slog.Debug("call", "call", info.FullMethod, "took", time.Since(start), "error", err) }()
+	}
+	reply, err = next(ctx, request)
+	return reply, coded(err)
+}
+
+func streaming(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	return coded(next(srv, stream))
+}

@@ -1,0 +1,215 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+
+	"worknode/fault"
+	"worknode/runtime/act"
+	"worknode/runtime/api"
+	"worknode/runtime/image"
+	"worknode/runtime/network"
+	"worknode/runtime/state"
+	"worknode/runtime/stream"
+	"worknode/task"
+	"worknode/version"
+)
+
+// Options is all that one runtime is told. Two runtimes on a machine share none of the folders, names and subnets.
+type Options struct {
+	Root       string         // durable: images, writable layers
+	Run        string         // on tmpfs: records, pins, the monitor's socket and log
+	Socket     string         // CRI socket; empty: Run/runtime.sock
+	Monitor    string         // path of worknode-monitor
+	CgroupRoot string         // parent of sandboxes whose request names none; empty: /worknode
+	ImageDir   string         // tar files to import, watched; empty: none
+	Bridge     network.Config // built-in pod network; no name: none, and only host network pods start
+	Streaming  string         // address of the streaming server; empty: 127.0.0.1:0
+	Ready      func()         // called once when the socket answers; may be nil
+}
+
+// maxSocket is what fits into a unix socket address. Source: unix(7), sun_path.
+const maxSocket = 107
+
+// closeLimit is how long calls under way may take when ctx ends.
+const closeLimit = 2 * time.Second
+
+// Run serves CRI until ctx ends. Containers go on when it returns; the next Run finds them.
+// Errors: what keeps it from serving, with the remedy; nil after ctx.
+func Run(ctx context.Context, opt Options) error {
+	if err := opt.fill(); err != nil {
+		return err
+	}
+	tasks := task.New(ctx)
+	defer tasks.Stop()
+	l := &loop{opt: opt, tasks: tasks, lives: map[string]*life{}}
+	listener, err := listen(opt.Socket)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(opt.Socket)
+	defer listener.Close()
+	if err := l.open(ctx); err != nil {
+		return err
+	}
+	defer l.close()
+	if err := l.recover(ctx); err != nil {
+		return err
+	}
+	tasks.Go("monitor", func(ctx context.Context) { l.keeper.Run(ctx, l.exit) })
+	tasks.Go("streaming", func(ctx context.Context) {
+		if err := l.stream.Serve(ctx); err != nil {
+			slog.Error("streaming server ended, exec and attach do not work", "error", err)
+		}
+	})
+	if opt.ImageDir != "" {
+		tasks.Go("import images", l.importImages)
+	}
+	return l.serve(ctx, api.New(l, version.Build), listener)
+}
+
+func (o *Options) fill() error {
+	if o.Root == "" || o.Run == "" {
+		return fault.New(fault.Invalid, "runtime: root and run folders must be named")
+	}
+	if os.Geteuid() != 0 {
+		return fault.Hint(fault.New(fault.Denied, "runtime: namespaces, mounts and cgroups need root"), "run it with sudo")
+	}
+	if o.Socket == "" {
+		o.Socket = filepath.Join(o.Run, "runtime.sock")
+	}
+	if o.CgroupRoot == "" {
+		o.CgroupRoot = "/worknode"
+	}
+	if o.Streaming == "" {
+		o.Streaming = "127.0.0.1:0"
+	}
+	for _, p := range []*string{&o.Root, &o.Run, &o.Socket} {
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return fmt.Errorf("runtime: %w", err)
+		}
+		*p = abs
+	}
+	for _, s := range []string{o.Socket, o.monitorSocket()} {
+		if len(s) > maxSocket {
+			return fault.Hint(fault.New(fault.Invalid, "socket path %s has %d bytes, the kernel takes %d", s, len(s), maxSocket), "choose a shorter run folder")
+		}
+	}
+	for _, dir := range []string{o.Root, o.Run} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return fault.Hint(fault.New(fault.Denied, "runtime folder: %w", err), "the root and run folders must be writable")
+		}
+	}
+	return nil
+}
+
+func (o *Options) monitorSocket() string { return filepath.Join(o.Run, "monitor.sock") }
+
+// open brings the parts up, in the order in which they need each other.
+func (l *loop) open(ctx context.Context) (err error) {
+	if l.hands, err = act.Open(l.opt.Root, l.opt.Run); err != nil {
+		return err
+	}
+	var bad []error
+	if l.store, bad, err = state.Open(filepath.Join(l.opt.Run, "state")); err != nil {
+		return err
+	}
+	for _, b := range bad {
+		slog.Error("record lost, its object is cleaned up as unknown", "error", b)
+	}
+	if l.images, err = image.Open(filepath.Join(l.opt.Root, "images")); err != nil {
+		return err
+	}
+	if l.opt.Bridge.Bridge != "" {
+		if l.net, err = network.Open(l.opt.Bridge); err != nil {
+			return err
+		}
+	}
+	if l.stream, err = stream.Listen(l.opt.Streaming, l); err != nil {
+		return err
+	}
+	l.keeper, err = act.OpenKeeper(ctx, act.KeeperConfig{
+		Socket: l.opt.monitorSocket(), Binary: l.opt.Monitor, State: filepath.Join(l.opt.Run, "monitor"), Log: filepath.Join(l.opt.Run, "monitor.log"),
+	})
+	return err
+}
+
+// close lets go of what the next start opens again. When no sandbox is left it also takes down what serves sandboxes
+// only: the network, the monitor and the folder of pins, so that an orderly end leaves nothing behind.
+func (l *loop) close() {
+	empty := len(l.store.Sandboxes()) == 0
+	if empty {
+		ctx, stop := context.WithTimeout(context.Background(), closeLimit)
+		defer stop()
+		if err := l.keeper.Quit(ctx); err != nil {
+			slog.Warn("monitor stays", "error", err)
+		}
+		l.hands.Leave()
+		l.hands.EndCgroup(l.opt.CgroupRoot)
+	}
+	if l.net != nil {
+		if err := l.net.Close(empty); err != nil {
+			slog.Warn("pod network stays", "error", err)
+		}
+	}
+	l.images.Close()
+}
+
+func (l *loop) importImages(ctx context.Context) {
+	if err := os.MkdirAll(l.opt.ImageDir, 0o755); err != nil {
+		slog.Error("images folder cannot be watched", "folder", l.opt.ImageDir, "error", err)
+		return
+	}
+	if err := l.images.ImportDir(ctx, l.opt.ImageDir, nil); err != nil && ctx.Err() == nil {
+		slog.Error("images folder is not watched any more", "folder", l.opt.ImageDir, "error", err)
+	}
+}
+
+// listen takes the CRI socket, replacing one that nobody answers on.
+// Errors: Busy if another runtime has it.
+func listen(path string) (net.Listener, error) {
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		conn.Close()
+		return nil, fault.Hint(fault.New(fault.Busy, "socket %s: another process answers on it", path), "stop the other runtime, or choose other root and run folders")
+	}
+	os.Remove(path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return nil, fault.New(fault.Denied, "socket's folder: %w", err)
+	}
+	old := unix.Umask(0o177) // nobody but root, from the first moment
+	defer unix.Umask(old)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fault.New(fault.Denied, "CRI socket: %w", err)
+	}
+	return l, nil
+}
+
+// serve answers until ctx ends, then lets calls under way finish for a moment.
+func (l *loop) serve(ctx context.Context, server *grpc.Server, listener net.Listener) error {
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.AfterFunc(closeLimit, server.Stop)
+		defer timer.Stop()
+		l.events.end()
+		server.GracefulStop()
+	})
+	defer stop()
+	slog.Info("runtime serves", "socket", l.opt.Socket)
+	if l.opt.Ready != nil {
+		l.opt.Ready()
+	}
+	if err := server.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) && ctx.Err() == nil {
+		return fmt.Errorf("CRI socket %s: %w", l.opt.Socket, err)
+	}
+	return nil
+}

@@ -1,0 +1,131 @@
+package seccomp
+
+import (
+	"slices"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"worknode/fault"
+)
+
+// rule answers act when all conditions hold; no conditions hold always.
+type rule struct {
+	conds []specs.LinuxSeccompArg
+	act   uint32
+}
+
+// conditions splits a rule's arguments. Several conditions on one argument mean "any of them", as libseccomp's callers
+// have it (profiles list the allowed values of one argument that way); on different arguments they mean "all of them".
+func conditions(call *specs.LinuxSyscall) ([][]specs.LinuxSeccompArg, error) {
+	seen := map[uint]bool{}
+	repeated := false
+	for _, a := range call.Args {
+		if a.Index > 5 {
+			return nil, fault.New(fault.Invalid, "seccomp profile: %v has no argument %d", call.Names, a.Index)
+		}
+		if _, ok := holds[a.Op]; !ok {
+			return nil, fault.New(fault.Invalid, "seccomp profile: operator %q is unknown", a.Op)
+		}
+		repeated = repeated || seen[a.Index]
+		seen[a.Index] = true
+	}
+	if !repeated {
+		return [][]specs.LinuxSeccompArg{call.Args}, nil
+	}
+	var out [][]specs.LinuxSeccompArg
+	for _, a := range call.Args {
+		out = append(out, []specs.LinuxSeccompArg{a})
+	}
+	return out, nil
+}
+
+// chain is the code of one call: its rules in order, then the fallback. A rule without conditions ends it.
+func chain(rules []rule, fallback uint32) []ins {
+	var out []ins
+	for _, r := range rules {
+		if len(r.conds) == 0 {
+			return append(out, ret(r.act)...)
+		}
+		if r.act == fallback && len(rules) == 1 {
+			break
+		}
+		out = append(out, guarded(r)...)
+	}
+	return append(out, ret(fallback)...)
+}
+
+// guarded is one rule with conditions: it returns the action if all hold, else falls through to what follows.
+func guarded(r rule) []ins {
+	out := ret(r.act)
+	for _, c := range slices.Backward(r.conds) {
+		out = append(compare(c, uint8(len(out))), out...)
+	}
+	return out
+}
+
+// holds says how an operator is built: on which of "greater", "equal" and "less" of the 64-bit comparison it holds.
+var holds = map[specs.LinuxSeccompOperator]struct{ greater, equal, less bool }{
+	specs.OpNotEqual:     {true, false, true},
+	specs.OpLessThan:     {false, false, true},
+	specs.OpLessEqual:    {false, true, true},
+	specs.OpEqualTo:      {false, true, false},
+	specs.OpGreaterEqual: {true, true, false},
+	specs.OpGreaterThan:  {true, false, false},
+	specs.OpMaskedEqual:  {false, true, false},
+}
+
+// compare checks one argument, unsigned and in 64 bits: high word first, low word if the high words are equal.
+// If it holds, control goes on behind the code; if not, it skips further instructions by beyond.
+func compare(c specs.LinuxSeccompArg, beyond uint8) []ins {
+	at := uint32(offArgs + 8*c.Index)
+	value, mask := c.Value, ^uint64(0)
+	if c.Op == specs.OpMaskedEqual {
+		value, mask = c.ValueTwo, c.Value // the profile's value is the mask, valueTwo what must remain
+	}
+	when := holds[c.Op]
+	low := []ins{{code: loadWord, k: at}}
+	if uint32(mask) != ^uint32(0) {
+		low = append(low, ins{code: andWith, k: uint32(mask)})
+	}
+	low = append(low, decide(uint32(value), when.greater, when.equal, when.less, beyond)...)
+	high := []ins{{code: loadWord, k: at + 4}}
+	if uint32(mask>>32) != ^uint32(0) {
+		high = append(high, ins{code: andWith, k: uint32(mask >> 32)})
+	}
+	high = append(high, highWord(uint32(value>>32), when.greater, when.less, uint8(len(low)), beyond)...)
+	return append(high, low...)
+}
+
+// highWord settles the comparison where the high words differ, and falls through to the low word where they are equal.
+func highWord(k uint32, greater, less bool, low, beyond uint8) []ins {
+	jump := func(yes bool) uint8 {
+		if yes {
+			return low
+		}
+		return low + beyond
+	}
+	if greater == less {
+		return []ins{{code: jumpEqual, jt: 0, jf: jump(greater), k: k}}
+	}
+	return []ins{
+		{code: jumpGT, jt: 1 + jump(greater), jf: 0, k: k},
+		{code: jumpEqual, jt: 0, jf: jump(less), k: k},
+	}
+}
+
+// decide settles the low word: falls through where the comparison holds, skips by beyond where not.
+func decide(k uint32, greater, equal, less bool, beyond uint8) []ins {
+	skip := func(yes bool) uint8 {
+		if yes {
+			return 0
+		}
+		return beyond
+	}
+	if greater == less {
+		return []ins{{code: jumpEqual, jt: skip(equal), jf: skip(greater), k: k}}
+	}
+	if equal == greater { // >= : one comparison decides
+		return []ins{{code: jumpGE, jt: skip(greater), jf: skip(less), k: k}}
+	}
+	return []ins{{code: jumpGT, jt: skip(greater), jf: skip(less), k: k}}
+}

@@ -369,7 +369,7 @@ func (t *Tree) Kill(group string) error {
 				unix.Kill(pid, unix.SIGKILL)
 			}
 		}
-		if !waitGone(pids, deadline) {
+		if !waitGone(pids, deadline) || time.Now().After(deadline) {
 			return fault.New(fault.Busy, "kill cgroup %s: processes %v do not end", group, procs(dir))
 		}
 	}

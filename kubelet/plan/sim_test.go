@@ -351,6 +351,13 @@ func (w *sim) land() {
 	if terminal(w.pending.Phase) && w.anyRunning() {
 		w.fail("the API server was told %s while a container runs", w.pending.Phase)
 	}
+	if w.pending.Phase == v1.PodSucceeded && w.status.Phase != v1.PodSucceeded {
+		for i := range w.pod.Spec.Containers {
+			if c := w.newest(w.pod.Spec.Containers[i].Name); c != nil && c.ExitCode != 0 {
+				w.fail("the API server was told Succeeded though %s ended with %d", c.Name, c.ExitCode)
+			}
+		}
+	}
 	w.status, w.pending = *w.pending, nil
 	w.have.Written = w.status.Phase
 	if terminal(w.status.Phase) {

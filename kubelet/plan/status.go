@@ -84,7 +84,7 @@ func (p *planner) phase(s *v1.PodStatus) v1.PodPhase {
 		return old
 	}
 	next := p.sum(s)
-	if terminal(next) && (p.have.Alive() || p.starting()) {
+	if terminal(next) && (p.have.Alive() || p.open()) {
 		if old == "" {
 			return v1.PodPending
 		}
@@ -96,8 +96,13 @@ func (p *planner) phase(s *v1.PodStatus) v1.PodPhase {
 	return next
 }
 
-// starting says whether a container is being started whose fate we do not know yet.
-func (p *planner) starting() bool {
+// open says whether the end of some container is not known yet: it is being started, or ended and was not read.
+func (p *planner) open() bool {
+	for i := range p.have.Containers {
+		if c := &p.have.Containers[i]; c.Phase == state.Exited && !c.Known {
+			return true
+		}
+	}
 	for i := range p.have.Running {
 		if hasPrefix(p.have.Running[i].Key, "start/") {
 			return true

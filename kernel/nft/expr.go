@@ -152,7 +152,8 @@ func Masquerade() Expr {
 	return Expr{"masq", func(e *encoder) { e.u32(unix.NFTA_MASQ_FLAGS, 0x10) }} // NF_NAT_RANGE_PROTO_RANDOM_FULLY
 }
 
-// Reject answers with ICMP port unreachable, which a connecting TCP socket sees as ECONNREFUSED.
+// Reject answers with ICMP port unreachable, which a connecting TCP socket sees as ECONNREFUSED. The kernel sends only
+// a few of them a second to one host (net.ipv4.icmp_ratelimit).
 func Reject(fam Family) Expr {
 	code := byte(3) // ICMP_PORT_UNREACH
 	if fam == IPv6 {
@@ -161,6 +162,14 @@ func Reject(fam Family) Expr {
 	return Expr{"reject", func(e *encoder) {
 		e.u32(unix.NFTA_REJECT_TYPE, unix.NFT_REJECT_ICMP_UNREACH)
 		e.bytes(unix.NFTA_REJECT_ICMP_CODE, []byte{code})
+	}}
+}
+
+// Reset answers a TCP packet with a reset; only for rules that match TCP alone.
+func Reset() Expr {
+	return Expr{"reject", func(e *encoder) {
+		e.u32(unix.NFTA_REJECT_TYPE, unix.NFT_REJECT_TCP_RST)
+		e.bytes(unix.NFTA_REJECT_ICMP_CODE, []byte{0})
 	}}
 }
 

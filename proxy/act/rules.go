@@ -173,12 +173,16 @@ func (l *layout) chains() []chain {
 
 	refuseFront := rule(fresh, l.tuple(), nft.Follow(name(plan.Refused), nft.R0))
 	refuseNode := rule(fresh, l.dest(nft.R0), nft.In(name(plan.NodeIPs), nft.R0), nodeTuple(), nft.Follow(name(plan.RefusedNode), nft.R0))
-	refuseRest := rule(fresh, l.dest(nft.R0), nft.In(name(plan.ClusterIPs), nft.R0), nft.Reject(l.fam))
+	refuseRest := rule(fresh, l.dest(nft.R0), nft.In(name(plan.ClusterIPs), nft.R0), nft.To(nft.Verdict{Code: nft.Goto, Chain: chainRefuse}))
 	hairpin := rule(nft.CtStatus(nft.R0), nft.AnyBit(nft.R0, nft.StatusDNAT), l.source(nft.R0), l.dest(nft.R0+l.words),
 		nft.L4Proto(nft.R0+2*l.words), port(nft.R0+2*l.words+1), nft.In(name(plan.Hairpin), nft.R0), nft.Masquerade())
 
 	return []chain{
-		{chainRefuse, nil, [][]nft.Expr{{nft.Reject(l.fam)}}},
+		// A reset, as ICMP is limited to a few a second for each client: the next one would wait for a retransmission.
+		{chainRefuse, nil, [][]nft.Expr{
+			{nft.L4Proto(nft.R0), nft.Equal(nft.R0, []byte{byte(state.TCP)}), nft.Reset()},
+			{nft.Reject(l.fam)},
+		}},
 		{chainNodeCluster, nil, [][]nft.Expr{l.setMark(), rule(nodeTuple(), nft.Follow(name(plan.NodePortsAll), nft.R0))}},
 		{"services", nil, l.services()},
 		{"nat-prerouting", hook("nat", unix.NF_INET_PRE_ROUTING, -100), [][]nft.Expr{{jump("services")}}},

@@ -207,7 +207,7 @@ func TestFollowersLeaveNothingBehind(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("still running: %v", names)
 		}
-		time.Sleep(time.Millisecond)
+		<-time.After(time.Millisecond)
 	}
 }
 

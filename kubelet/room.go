@@ -14,6 +14,7 @@ import (
 
 	"worknode/fault"
 	"worknode/kubelet/act"
+	"worknode/kubelet/logs"
 	"worknode/kubelet/object"
 	"worknode/kubelet/plan"
 	"worknode/kubelet/probe"
@@ -366,6 +367,22 @@ func (r *room) ContainerID(pod *v1.Pod, container string, previous bool) (id, lo
 		return "", "", fault.New(fault.Invalid, "container %q in pod %q is waiting to start: %s", container, pod.Name, why)
 	}
 	return c.ID, translate.LogDir(r.act.Node().LogRoot, pod) + "/" + translate.LogPath(c.Name, c.Attempt), nil
+}
+
+// runningLogs lists the logs that containers write to now.
+func (r *room) runningLogs() []logs.Log {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []logs.Log
+	for _, a := range r.pods {
+		v := a.view.Load()
+		for i := range v.Containers {
+			if c := &v.Containers[i]; c.Phase == state.Running {
+				out = append(out, logs.Log{ID: c.ID, Path: translate.LogDir(r.act.Node().LogRoot, v.Pod) + "/" + translate.LogPath(c.Name, c.Attempt)})
+			}
+		}
+	}
+	return out
 }
 
 func statusOf(pod *v1.Pod, container string) *v1.ContainerStatus {

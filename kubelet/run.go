@@ -19,6 +19,7 @@ import (
 	"worknode/kubelet/api"
 	"worknode/kubelet/cgroups"
 	"worknode/kubelet/event"
+	"worknode/kubelet/logs"
 	"worknode/kubelet/object"
 	"worknode/kubelet/plan"
 	"worknode/kubelet/probe"
@@ -76,6 +77,9 @@ func (o *Options) defaults() error {
 		if *d.field == "" {
 			*d.field = d.value
 		}
+	}
+	if o.LinkDir == "-" {
+		o.LinkDir = ""
 	}
 	if o.Port == 0 {
 		o.Port = 10250
@@ -155,7 +159,7 @@ func Run(ctx context.Context, o Options) error {
 	r.act = &act.Act{
 		Runtime: runtime, Images: images, Cgroups: groups, Objects: r.objects, Node: facts, Root: o.RootDir,
 		Volumes: volume.New(volume.Config{Root: o.RootDir, Objects: r.objects, Node: facts, Now: time.Now}),
-		Say:     r.say, Delete: r.writer.Delete,
+		Say:     r.say, Delete: r.writer.Delete, Links: o.LinkDir,
 	}
 	r.prober = probe.New(r.act.Exec, r.judged, r.unwell)
 
@@ -171,9 +175,15 @@ func Run(ctx context.Context, o Options) error {
 	if err := r.adopt(ctx); err != nil {
 		return err
 	}
+	slog.Info("kubelet is running", "node", o.NodeName, "runtime", about.RuntimeName+" "+about.RuntimeVersion, "found", len(r.found))
+	if o.LinkDir != "" {
+		if err := logs.UnlinkDead(o.LinkDir, o.LogDir); err != nil {
+			slog.Warn("dead links to logs stay", "dir", o.LinkDir, "err", err)
+		}
+	}
 	tasks.Go("pods", func(ctx context.Context) { source.API(ctx, client, o.NodeName, r) })
 	tasks.Go("audit", r.audit)
-	slog.Info("kubelet is running", "node", o.NodeName, "runtime", about.RuntimeName+" "+about.RuntimeVersion, "found", len(r.found))
+	tasks.Go("log rotation", logs.New(logs.Config{Running: r.runningLogs, Reopen: r.act.Reopen}).Run)
 	<-ctx.Done()
 	return nil
 }

@@ -51,9 +51,7 @@ func (a *Act) startContainer(ctx context.Context, pod *v1.Pod, t plan.StartConta
 		return r
 	}
 	c.Phase, c.StartedAt = state.Running, time.Now()
-	if a.Linked != nil {
-		a.Linked(pod, c.Name, c.ID, translate.LogDir(a.Node().LogRoot, pod)+"/"+translate.LogPath(c.Name, c.Attempt))
-	}
+	a.link(pod, c.Name, c.ID, c.Attempt)
 	if t.ID != "" { // its attributes are in the runtime's record
 		if seen, err := a.container(ctx, c.ID); err == nil {
 			c = seen
@@ -174,12 +172,8 @@ func (a *Act) stopContainer(ctx context.Context, t plan.StopContainer) plan.Resu
 func (a *Act) removeContainer(ctx context.Context, pod *v1.Pod, t plan.RemoveContainer) plan.Result {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	if a.Unlinked != nil {
-		a.Unlinked(pod, t.Container, t.ID)
-	}
 	if _, err := a.Runtime.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: t.ID}); err != nil {
 		return refused(err, "FailedRemoveContainer")
 	}
-	a.removeLog(pod, t.Container, t.Attempt)
-	return plan.Result{}
+	return wrong(a.removeLog(pod, t.Container, t.ID, t.Attempt), "FailedRemoveLogs")
 }

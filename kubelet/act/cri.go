@@ -112,3 +112,9 @@ func (a *Act) Exec(ctx context.Context, id string, cmd []string, timeout time.Du
 	}
 	return append(r.Stdout, r.Stderr...), int(r.ExitCode), nil
 }
+
+// Reopen makes the runtime write a container's log to a new file at its path.
+func (a *Act) Reopen(ctx context.Context, id string) error {
+	_, err := a.Runtime.ReopenContainerLog(ctx, &cri.ReopenContainerLogRequest{ContainerId: id})
+	return err
+}

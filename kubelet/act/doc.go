@@ -7,8 +7,6 @@ package act
 
 import (
 	"context"
-	"os"
-	"path/filepath"
 
 	v1 "k8s.io/api/core/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -34,9 +32,8 @@ type Act struct {
 	Say func(pod *v1.Pod, say plan.Say)
 	// Delete removes the pod's API object if it is still the same one.
 	Delete func(ctx context.Context, pod *v1.Pod) error
-	// Linked and Unlinked tell that a container's log came to be or is about to go; either may be nil.
-	Linked   func(pod *v1.Pod, container, id, path string)
-	Unlinked func(pod *v1.Pod, container, id string)
+	// Links is the directory where log collectors find the containers' logs; empty: none.
+	Links string
 }
 
 // Do carries out one action and reports what came of it. ctx bounds it as a whole; calls have deadlines of their own.
@@ -77,18 +74,4 @@ func (a *Act) Do(ctx context.Context, pod *v1.Pod, action plan.Action) plan.Resu
 		return wrong(a.Delete(ctx, pod), "FailedDelete")
 	}
 	panic("action without an executor: " + action.Key())
-}
-
-// removeLogs deletes what a pod logged. The directory carries the pod's UID, so no other pod's logs can be in it.
-func (a *Act) removeLogs(pod *v1.Pod) error {
-	return os.RemoveAll(translate.LogDir(a.Node().LogRoot, pod))
-}
-
-// removeLog deletes the log of one attempt and what rotation made of it.
-func (a *Act) removeLog(pod *v1.Pod, container string, attempt int) {
-	path := filepath.Join(translate.LogDir(a.Node().LogRoot, pod), translate.LogPath(container, attempt))
-	old, _ := filepath.Glob(path + ".*")
-	for _, p := range append(old, path) {
-		os.Remove(p)
-	}
 }

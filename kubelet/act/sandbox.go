@@ -73,14 +73,6 @@ func (a *Act) removeSandbox(ctx context.Context, pod *v1.Pod, t plan.RemoveSandb
 		return refused(err, "KillPodSandboxError")
 	}
 	if t.Logs {
-		if a.Unlinked != nil {
-			for i := range pod.Spec.InitContainers {
-				a.Unlinked(pod, pod.Spec.InitContainers[i].Name, "")
-			}
-			for i := range pod.Spec.Containers {
-				a.Unlinked(pod, pod.Spec.Containers[i].Name, "")
-			}
-		}
 		return wrong(a.removeLogs(pod), "FailedRemoveLogs")
 	}
 	return plan.Result{}

@@ -346,3 +346,27 @@ func TestLostRepliesStartNothingTwice(t *testing.T) {
 	g.api.put(simplePod("p"))
 	g.until("ready", func() bool { return g.ready("p") })
 }
+
+// Cleanup removes what a killed kubelet left, mounts included.
+func TestCleanupLeavesNothing(t *testing.T) {
+	g := newRig(t)
+	pod := simplePod("p")
+	pod.Spec.Volumes = []v1.Volume{{Name: "mem", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{Medium: v1.StorageMediumMemory}}}}
+	pod.Spec.Containers[0].VolumeMounts = []v1.VolumeMount{{Name: "mem", MountPath: "/m"}}
+	g.api.put(pod)
+	g.until("ready", func() bool { return g.ready("p") })
+	g.kill()
+	mounted := func() bool { return strings.Contains(read(t, "/proc/self/mountinfo"), g.o.RootDir) }
+	if !mounted() {
+		t.Fatal("the pod has no mount: the test shows nothing")
+	}
+	if err := Cleanup(g.o); err != nil {
+		t.Fatal(err)
+	}
+	if mounted() {
+		t.Error("a mount is left")
+	}
+	if left, err := os.ReadDir(filepath.Join(g.o.RootDir, "pods")); err == nil && len(left) > 0 {
+		t.Errorf("pods/%s is left", left[0].Name())
+	}
+}

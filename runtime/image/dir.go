@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -47,13 +48,15 @@ func (s *Store) ImportDir(ctx context.Context, dir string, done func(path string
 		done = func(string, []Image, error) {}
 	}
 	d := &dirImport{s: s, dir: dir, done: done, bad: map[string]tarFile{}}
+	s.addDir(d)
+	defer s.dropDir(d)
 	watchDir := func() {
 		if err := w.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			slog.Error("image folder not watched", "dir", dir, "err", err)
 		}
 	}
 	watchDir()
-	d.pass(ctx)
+	d.pass(ctx, 0)
 	done("", nil, nil)
 	rest := time.NewTimer(time.Hour)
 	rest.Stop()
@@ -73,7 +76,7 @@ func (s *Store) ImportDir(ctx context.Context, dir string, done func(path string
 			slog.Warn("image folder: events lost, reading it again", "dir", dir, "err", err)
 			rest.Reset(quiet)
 		case <-rest.C:
-			d.pass(ctx)
+			d.pass(ctx, 0)
 		}
 	}
 }
@@ -82,15 +85,20 @@ type dirImport struct {
 	s    *Store
 	dir  string
 	done func(string, []Image, error)
-	bad  map[string]tarFile // files at fault, so that each is reported once
+
+	mu  sync.Mutex         // one pass at a time: Pull makes some, too
+	bad map[string]tarFile // files at fault, so that each is reported once
 }
 
-// pass reads what is new in the folder and forgets files that are gone.
-func (d *dirImport) pass(ctx context.Context) {
+// pass reads what is new in the folder and forgets files that are gone. Files that changed less than rest ago are left
+// for later; young says that there are some.
+func (d *dirImport) pass(ctx context.Context, rest time.Duration) (young bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	list, err := os.ReadDir(d.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		slog.Error("image folder not read", "dir", d.dir, "err", err)
-		return
+		return false
 	}
 	there := map[string]bool{}
 	for _, e := range list {
@@ -103,6 +111,10 @@ func (d *dirImport) pass(ctx context.Context) {
 		if err != nil || ctx.Err() != nil || d.s.readBefore(path, sign) || d.bad[path].same(sign) {
 			continue
 		}
+		if age := time.Since(time.Unix(0, sign.MTime)); age >= 0 && age < rest {
+			young = true
+			continue
+		}
 		d.try(ctx, path, sign)
 	}
 	for path := range maps.Keys(d.bad) {
@@ -111,6 +123,7 @@ func (d *dirImport) pass(ctx context.Context) {
 		}
 	}
 	d.s.forgetFiles(d.dir, there)
+	return young
 }
 
 func (d *dirImport) try(ctx context.Context, path string, sign tarFile) {
@@ -177,36 +190,82 @@ func (s *Store) forgetFiles(dir string, there map[string]bool) {
 	}
 }
 
-// Pull returns the image, reading it again from the tar that once brought it if it was removed since.
+// Pull returns the image. If the store lacks it, the folders of ImportDir are looked at once more, without waiting for
+// their events, and a file still being written is waited for until ctx ends; an image that was removed is read again
+// from the tar that once brought it.
 // Errors: NotFound if neither the store nor a tar has it.
 func (s *Store) Pull(ctx context.Context, ref string) (Image, error) {
 	full, err := normal(ref)
 	if err != nil && !strings.HasPrefix(ref, "sha256:") {
 		return Image{}, err
 	}
+	for {
+		if im, ok := s.Get(ref); ok {
+			return im, nil
+		}
+		young := false
+		for _, d := range s.importing() {
+			young = d.pass(ctx, quiet) || young
+		}
+		if im, ok := s.Get(ref); ok {
+			return im, nil
+		}
+		if !young {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return Image{}, ctx.Err()
+		case <-time.After(quiet):
+		}
+	}
+	if err := s.readAgain(ctx, ref, full); err != nil {
+		return Image{}, err
+	}
 	if im, ok := s.Get(ref); ok {
 		return im, nil
 	}
-	s.mu.Lock()
+	err = fault.New(fault.NotFound, "image %s: it is not on this node", ref)
+	return Image{}, fault.Hint(err, "put a docker-archive or OCI tar of it into the node's images folder")
+}
+
+// readAgain imports the tar that once brought the image, if that is remembered.
+func (s *Store) readAgain(ctx context.Context, ref, full string) error {
 	var from string
+	s.mu.Lock()
 	for path, f := range s.t.Files {
 		if slices.Contains(f.Tags, full) || slices.Contains(f.Images, ref) {
 			from = path
 		}
 	}
 	s.mu.Unlock()
-	if from != "" {
-		if sign, err := signature(from); err == nil {
-			if _, err := s.importFile(ctx, from, sign); err != nil {
-				return Image{}, err
-			}
-			if im, ok := s.Get(ref); ok {
-				return im, nil
-			}
-		}
+	if from == "" {
+		return nil
 	}
-	err = fault.New(fault.NotFound, "image %s: it is not on this node", ref)
-	return Image{}, fault.Hint(err, "put a docker-archive or OCI tar of it into the node's images folder")
+	sign, err := signature(from)
+	if err != nil {
+		return nil // the tar is gone as well
+	}
+	_, err = s.importFile(ctx, from, sign)
+	return err
+}
+
+func (s *Store) addDir(d *dirImport) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dirs = append(s.dirs, d)
+}
+
+func (s *Store) dropDir(d *dirImport) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dirs = slices.DeleteFunc(s.dirs, func(e *dirImport) bool { return e == d })
+}
+
+func (s *Store) importing() []*dirImport {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.dirs)
 }
 
 func signature(path string) (tarFile, error) {

@@ -113,3 +113,40 @@ func TestFolderMayAppearLater(t *testing.T) {
 		t.Fatalf("got %+v", ev)
 	}
 }
+
+// A pod may ask for an image in the same moment in which its tar is copied in.
+func TestPullWaitsForATarThatIsBeingWritten(t *testing.T) {
+	s, dir := open(t), t.TempDir()
+	next := watched(t, s, dir)
+	next("the end of the first pass")
+	data := dockerTar(t, "a:1", tarOf(t, file{name: "a"}))
+	f, err := os.Create(dir + "/a.tar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	half := len(data) / 2
+	if _, err := f.Write(data[:half]); err != nil {
+		t.Fatal(err)
+	}
+	type pulled struct {
+		im  Image
+		err error
+	}
+	got := make(chan pulled, 1)
+	go func() {
+		im, err := s.Pull(context.Background(), "a:1")
+		got <- pulled{im, err}
+	}()
+	if _, err := f.Write(data[half:]); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case p := <-got:
+		if p.err != nil || len(p.im.Tags) != 1 {
+			t.Fatalf("got %v, %v", p.im, p.err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("no answer within ten seconds")
+	}
+}

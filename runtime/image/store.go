@@ -86,6 +86,7 @@ type Store struct {
 
 	mu   sync.Mutex
 	t    table
+	dirs []*dirImport             // folders that are being watched
 	used map[string]int           // image id -> Use less Release
 	held map[string]int           // layer name -> imports that rely on it
 	busy map[string]chan struct{} // layer diff id -> closed when its unpacking ends

@@ -225,8 +225,7 @@ func (s *Store) Pull(ctx context.Context, ref string) (Image, error) {
 	if im, ok := s.Get(ref); ok {
 		return im, nil
 	}
-	err = fault.New(fault.NotFound, "image %s: it is not on this node", ref)
-	return Image{}, fault.Hint(err, "put a docker-archive or OCI tar of it into the node's images folder")
+	return Image{}, fault.New(fault.NotFound, "image %s: it is not on this node", ref) // the caller knows the remedy
 }
 
 // readAgain imports the tar that once brought the image, if that is remembered.

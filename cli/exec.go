@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"net/url"
 	"os"
 	"os/signal"
 	"syscall"
@@ -13,6 +14,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/util/exec"
+	"k8s.io/streaming/pkg/httpstream"
 
 	"worknode/kube"
 )
@@ -69,7 +71,7 @@ func (s *session) run(ctx context.Context, client *kube.Client, cfg *rest.Config
 	for _, arg := range options.Command {
 		req = req.Param("command", arg)
 	}
-	executor, err := remotecommand.NewWebSocketExecutor(cfg, "GET", req.URL().String())
+	executor, err := executorFor(cfg, req.URL())
 	if err != nil {
 		return err
 	}
@@ -96,6 +98,21 @@ func (s *session) run(ctx context.Context, client *kube.Client, cfg *rest.Config
 		return &coded{Code(ended.Code), err}
 	}
 	return explain(err, "exec in "+pod.Namespace+"/"+pod.Name)
+}
+
+// executorFor speaks WebSocket, and SPDY to a server that does not. Source: KEP-4006.
+func executorFor(cfg *rest.Config, target *url.URL) (remotecommand.Executor, error) {
+	spdy, err := remotecommand.NewSPDYExecutor(cfg, "POST", target)
+	if err != nil {
+		return nil, err
+	}
+	socket, err := remotecommand.NewWebSocketExecutor(cfg, "GET", target.String())
+	if err != nil {
+		return nil, err
+	}
+	return remotecommand.NewFallbackExecutor(socket, spdy, func(err error) bool {
+		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
+	})
 }
 
 // sizes delivers the terminal's size, first as it is and then whenever it changes.

@@ -1,12 +1,60 @@
-// Command worknode turns a Linux machine into a Kubernetes worker node.
+// Command worknode turns a Linux machine into a Kubernetes worker node. Each subcommand is one of the node's processes
+// or one of the user's tools; see `worknode --help`.
 package main
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
 
+	"github.com/spf13/cobra"
+
+	"worknode/cli"
 	"worknode/version"
 )
 
 func main() {
-	fmt.Println("worknode", version.Build, "for Kubernetes", version.Kubernetes)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process the hard way
+	err := root().ExecuteContext(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "worknode: "+err.Error())
+	}
+	os.Exit(cli.ExitCode(err))
+}
+
+func root() *cobra.Command {
+	c := &cobra.Command{
+		Use: "worknode", Short: "Turn this machine into a Kubernetes worker node",
+		Version:       version.Build + " for Kubernetes " + version.Kubernetes,
+		SilenceErrors: true, SilenceUsage: true,
+	}
+	c.SetVersionTemplate("worknode {{.Version}}\n")
+	c.AddGroup(&cobra.Group{ID: "node", Title: "The node:"}, &cobra.Group{ID: "user", Title: "What runs on it:"}, &cobra.Group{ID: "process", Title: "Its processes, one by one:"})
+	add := func(group string, all ...*cobra.Command) {
+		for _, one := range all {
+			one.GroupID = group
+			c.AddCommand(one)
+		}
+	}
+	add("node", runCommand())
+	add("user", cli.Commands()...)
+	add("process", runtimeCommand(), kubeletCommand(), proxyCommand())
+	return c
+}
+
+// daemon prepares a process that stays: logs for machines to read, and a collector that keeps memory near what is used.
+func daemon(name string) {
+	level := slog.LevelInfo
+	if os.Getenv("WORKNODE_DEBUG") != "" {
+		level = slog.LevelDebug
+	}
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("from", name))
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
 }

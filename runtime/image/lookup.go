@@ -5,9 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/distribution/reference"
-	"github.com/opencontainers/go-digest"
-
 	"worknode/fault"
 )
 
@@ -62,24 +59,6 @@ func (s *Store) find(ref string) *record {
 		}
 	}
 	return found
-}
-
-// normal spells a reference out: registry, repository, and a tag or a digest (which wins over a tag).
-func normal(ref string) (string, error) {
-	named, err := reference.ParseDockerRef(ref)
-	if err != nil {
-		return "", fault.New(fault.Invalid, "image name %q: %w", ref, err)
-	}
-	return named.String(), nil
-}
-
-// digested names the repository of a full tag by a manifest digest.
-func digested(tag string, manifest digest.Digest) (string, error) {
-	named, err := reference.ParseDockerRef(tag)
-	if err != nil {
-		return "", fault.New(fault.Invalid, "image name %q: %w", tag, err)
-	}
-	return reference.TrimNamed(named).String() + "@" + manifest.String(), nil
 }
 
 // Tag gives the image found by ref one more name, taking it from the image that had it.

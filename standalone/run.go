@@ -99,20 +99,10 @@ func (n *node) run(ctx context.Context) error {
 		return err
 	}
 	n.tasks = task.New(life)
-	if err := n.openNetwork(); err != nil {
-		return err
-	}
-	if err := n.issueCertificates(time.Now()); err != nil {
-		return err
-	}
-	api, err := n.openAPI(life)
+	api, err := n.open(life)
 	if err != nil {
+		n.retreat()
 		return err
-	}
-	for _, p := range n.Publish {
-		if err := n.forward(life, p); err != nil {
-			return err
-		}
 	}
 	keeping, stopKeeping := context.WithCancel(life)
 	defer stopKeeping()
@@ -130,6 +120,41 @@ func (n *node) run(ctx context.Context) error {
 	end()
 	n.tasks.Wait()
 	return nil
+}
+
+// open brings up what the processes need: the network, certificates, the API and the published ports.
+func (n *node) open(ctx context.Context) (*local, error) {
+	if err := n.openNetwork(); err != nil {
+		return nil, err
+	}
+	if err := n.issueCertificates(time.Now()); err != nil {
+		return nil, err
+	}
+	api, err := n.openAPI(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range n.Publish {
+		if err := n.forward(ctx, p); err != nil {
+			return nil, err
+		}
+	}
+	return api, nil
+}
+
+// retreat removes the network of a node that did not come up, unless processes of an earlier start live in it.
+func (n *node) retreat() {
+	if n.netns == "" {
+		return
+	}
+	for _, s := range n.services() {
+		if _, err := os.Stat(n.place.Pid(s.name)); err == nil {
+			return
+		}
+	}
+	if err := island.Remove(n.place.Netns()); err != nil {
+		slog.Error("the node's network namespace stays behind", "err", err)
+	}
 }
 
 // services are the node's processes, by the flags that a person would use to start them by hand.

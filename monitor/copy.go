@@ -134,6 +134,7 @@ func (c *pipeCopier) drain(fd int) (bool, error) {
 	}
 	defer w.give()
 	var tail byte
+	seen := -1
 	for {
 		data, err := w.peek(fd, teeSize)
 		if err == unix.EAGAIN {
@@ -153,8 +154,17 @@ func (c *pipeCopier) drain(fd int) (bool, error) {
 		out, used := format(w.out[:0], data, c.stream, at, tail)
 		w.out = out[:0]
 		if used == 0 {
-			if tail = unfinished(fd, len(data)); tail == 0 {
+			// An unfinished line waits in the pipe, unless nobody can finish it (F), or the pipe holds more than a second
+			// look shows, which takes a writer of very many tiny packets (P).
+			switch held, err := unix.IoctlGetInt(fd, unix.TIOCINQ); {
+			case hungUp(fd):
+				tail = 'F'
+			case err != nil || held <= len(data):
 				return false, nil
+			case len(data) <= seen:
+				tail = 'P'
+			default:
+				seen = len(data)
 			}
 			continue
 		}
@@ -162,20 +172,8 @@ func (c *pipeCopier) drain(fd int) (bool, error) {
 			return false, err
 		}
 		c.shown = max(0, c.shown-used)
-		tail = 0
+		tail, seen = 0, -1
 	}
-}
-
-// unfinished decides about a line that has no end yet. It waits in the pipe (0), unless nobody can finish it (F), or
-// the pipe holds more than a peek shows, which takes a writer of very many tiny packets (P).
-func unfinished(fd, seen int) byte {
-	if hungUp(fd) {
-		return 'F'
-	}
-	if n, err := unix.IoctlGetInt(fd, unix.TIOCINQ); err == nil && n > seen {
-		return 'P'
-	}
-	return 0
 }
 
 func hungUp(fd int) bool {

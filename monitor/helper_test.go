@@ -22,9 +22,9 @@ import (
 // The tests drive the real binary on the real kernel: real clones, mounts and kills, seen as a container sees them.
 
 var (
-	binary string // worknode-monitor, built once
-	rootfs string // a root filesystem with busybox
-	tree   *cgroup.Tree
+	monitorBinary string // worknode-monitor, built once
+	rootfs        string // a root filesystem with busybox
+	tree          *cgroup.Tree
 )
 
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
@@ -40,8 +40,8 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "worknode-monitor")
-	build := exec.Command("go", "build", "-ldflags=-s -w", "-o", binary, "worknode/cmd/worknode-monitor")
+	monitorBinary = filepath.Join(dir, "worknode-monitor")
+	build := exec.Command("go", "build", "-ldflags=-s -w", "-o", monitorBinary, "worknode/cmd/worknode-monitor")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build worknode-monitor: %v\n%s", err, out)
@@ -60,7 +60,7 @@ func testMain(m *testing.M) int {
 }
 
 func makeRootfs(dir string) error {
-	for _, d := range []string{"bin", "etc", "tmp", "proc", "root"} {
+	for _, d := range []string{"bin", "dev", "etc", "proc", "root", "sys", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
 		}
@@ -72,7 +72,7 @@ func makeRootfs(dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, "bin/busybox"), bb, 0o755); err != nil {
 		return err
 	}
-	for _, applet := range strings.Fields("sh ls cat echo true false sleep id seq kill mount touch stat tail head grep ps dd sed hostname ln readlink tty stty mknod chmod awk wc yes env pwd mkdir") {
+	for _, applet := range strings.Fields("sh ls cat echo true false sleep id seq kill mount touch stat tail head grep ps dd sed hostname ln readlink tty stty mknod chmod awk wc yes env pwd mkdir tr") {
 		if err := os.Symlink("busybox", filepath.Join(dir, "bin", applet)); err != nil {
 			return err
 		}
@@ -115,7 +115,7 @@ func newNode(t testing.TB) *node {
 // boot starts a monitor and connects, as a runtime does at its start and after the monitor's death.
 func (n *node) boot() {
 	n.t.Helper()
-	n.cmd = exec.Command(binary, "--socket", n.dir+"/s", "--state", n.dir+"/state")
+	n.cmd = exec.Command(monitorBinary, "--socket", n.dir+"/s", "--state", n.dir+"/state")
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
 	if err := n.cmd.Start(); err != nil {
 		n.t.Fatal(err)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"regexp"
 	"sync"
 	"time"
 
@@ -38,10 +37,15 @@ type process struct {
 	old    bool       // recorded by a predecessor and not adopted: announced by List alone
 }
 
-var idPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
-
+// checkID keeps ids harmless as file names. No regexp: compiling one would cost every init, which is this same
+// binary, more than all its mounts.
 func checkID(id string) error {
-	if !idPattern.MatchString(id) {
+	ok := len(id) > 0 && len(id) <= 128 && id[0] != '.' && id[0] != '-'
+	for i := 0; ok && i < len(id); i++ {
+		c := id[i]
+		ok = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '.' || c == '-'
+	}
+	if !ok {
 		return fault.New(fault.Invalid, "id %q: not 1 to 128 letters, digits, '_', '.', '-'", id)
 	}
 	return nil

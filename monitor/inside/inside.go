@@ -140,8 +140,19 @@ func (s *setup) oomScore() error {
 	return err
 }
 
-var namespaceFlags = map[string]int{
-	"net": unix.CLONE_NEWNET, "ipc": unix.CLONE_NEWIPC, "uts": unix.CLONE_NEWUTS, "cgroup": unix.CLONE_NEWCGROUP,
+// namespaceFlag is a function and not a map: a map is built at the start of every process of this binary.
+func namespaceFlag(name string) int {
+	switch name {
+	case "net":
+		return unix.CLONE_NEWNET
+	case "ipc":
+		return unix.CLONE_NEWIPC
+	case "uts":
+		return unix.CLONE_NEWUTS
+	case "cgroup":
+		return unix.CLONE_NEWCGROUP
+	}
+	return 0
 }
 
 // CloneFlags translates the namespaces to create into flags for clone. The cgroup namespace is not among them: its
@@ -156,7 +167,7 @@ func CloneFlags(names []string) (uintptr, error) {
 		case "pid":
 			flags |= unix.CLONE_NEWPID
 		case "ipc", "uts", "net":
-			flags |= uintptr(namespaceFlags[n])
+			flags |= uintptr(namespaceFlag(n))
 		case "cgroup":
 		case "user":
 			return 0, fault.New(fault.Unsupported, "a new user namespace: this build has none")
@@ -169,11 +180,11 @@ func CloneFlags(names []string) (uintptr, error) {
 
 func (s *setup) joinNamespaces() error {
 	for name, path := range s.Join {
-		flag, ok := namespaceFlags[name]
+		flag := namespaceFlag(name)
 		if name == "pid" {
 			continue // the monitor cloned us into it
 		}
-		if !ok {
+		if flag == 0 {
 			return fault.New(fault.Unsupported, "join %s namespace %s: this build cannot", name, path)
 		}
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)

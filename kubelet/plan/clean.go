@@ -82,18 +82,19 @@ func (p *planner) hasSandbox(id string) bool {
 	return false
 }
 
-// deleteObject removes the API object once the server has the terminal status and the node has nothing left that a
-// successor of the same name could trip over. Source: graceful deletion, API docs of metadata.deletionTimestamp.
+// deleteObject removes the API object once the server has the terminal status and the node has nothing left of the pod:
+// whoever sees the object go may rely on that. Source: graceful deletion, API docs of metadata.deletionTimestamp.
 func (p *planner) deleteObject() {
 	if p.want.Gone || p.want.Orphan || p.have.Deleted {
 		return
 	}
-	if p.have.Volumes == state.None && p.have.Cgroup == state.None && terminal(p.have.Written) {
+	if p.have.Volumes == state.None && p.have.Cgroup == state.None && p.have.Sandbox.ID == "" && len(p.have.Stale) == 0 &&
+		len(p.have.Containers) == 0 && terminal(p.have.Written) {
 		p.try(DeleteObject{})
 		p.because("deleting the API object")
 		return
 	}
-	p.because("waiting until the API server has the final status")
+	p.because("waiting until nothing is left and the API server has the final status")
 }
 
 // over says whether the pod can be forgotten.

@@ -1,6 +1,8 @@
 package plan
 
 import (
+	"fmt"
+
 	v1 "k8s.io/api/core/v1"
 
 	"worknode/kubelet/state"
@@ -134,6 +136,7 @@ func (p *planner) trouble(spec *v1.Container) *v1.ContainerStateWaiting {
 				p.wake(turn)
 			} else {
 				w.Reason = "ImagePullBackOff"
+				p.say("pull/"+spec.Name, fmt.Sprint(b.Count), Say{Container: spec.Name, Reason: "BackOff", Message: "Back-off pulling image \"" + spec.Image + "\""})
 				w.Message = "Back-off pulling image \"" + spec.Image + "\": ErrImagePull: " + b.Message
 			}
 		}
@@ -151,9 +154,13 @@ func (p *planner) terminated(c *state.Container, old *v1.ContainerStatus) *v1.Co
 			}
 		}
 	}
+	began := c.StartedAt
+	if began.IsZero() {
+		began = c.FinishedAt // no process ever ran
+	}
 	return &v1.ContainerStateTerminated{
 		ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message, ContainerID: id,
-		StartedAt: second(c.StartedAt), FinishedAt: second(c.FinishedAt),
+		StartedAt: second(began), FinishedAt: second(c.FinishedAt),
 	}
 }
 

@@ -59,7 +59,7 @@ func (w *sim) apply(a Action) Result {
 		world := w.world()
 		return Result{World: &world}
 	case DeleteObject:
-		if w.anyRunning() || w.volumes || w.cgroup {
+		if w.anyRunning() || w.volumes || w.cgroup || len(w.sandboxes) > 0 {
 			w.fail("the API object is deleted while the node still holds something of the pod")
 		}
 		w.exists, w.pending = false, nil
@@ -218,7 +218,7 @@ func (w *sim) published(name string) int32 {
 
 // checkOver holds when the kubelet forgets the pod.
 func (w *sim) checkOver() {
-	if len(w.containers) > 0 || len(w.sandboxes) > 0 || w.volumes || w.cgroup {
+	if len(w.containers) > 0 || len(w.sandboxes) > 0 || w.volumes || w.cgroup || len(w.sandboxes) > 0 {
 		w.fail("forgotten with %d containers, %d sandboxes, volumes=%v, cgroup=%v left", len(w.containers), len(w.sandboxes), w.volumes, w.cgroup)
 	}
 	if w.exists {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/url"
@@ -45,7 +46,7 @@ func (s *session) exec() *cobra.Command {
 				return err
 			}
 			return s.run(c.Context(), client, cfg, &pod, &v1.PodExecOptions{
-				Container: names[0], Command: args[1:], Stdin: stdin, Stdout: true, Stderr: !tty, TTY: tty,
+				Container: names[0], Command: args[1:], Stdin: stdin, Stdout: true, Stderr: !tty, TTY: tty && s.output == "",
 			})
 		},
 	}
@@ -54,6 +55,7 @@ func (s *session) exec() *cobra.Command {
 	f.BoolVarP(&tty, "tty", "t", false, "give the command a terminal")
 	f.StringVarP(&container, "container", "c", "", "the container (default: the pod's first)")
 	s.namespaceFlag(c)
+	s.outputFlag(c)
 	return c
 }
 
@@ -75,12 +77,16 @@ func (s *session) run(ctx context.Context, client *kube.Client, cfg *rest.Config
 	if err != nil {
 		return err
 	}
+	var stdout, stderr bytes.Buffer
 	streams := remotecommand.StreamOptions{Stdout: s.out, Tty: options.TTY}
 	if options.Stdin {
 		streams.Stdin = os.Stdin
 	}
 	if options.Stderr {
 		streams.Stderr = s.errs
+	}
+	if s.output == "json" {
+		streams.Stdout, streams.Stderr = &stdout, &stderr
 	}
 	if options.TTY {
 		restore, err := term.MakeRaw(int(os.Stdin.Fd()))
@@ -94,10 +100,22 @@ func (s *session) run(ctx context.Context, client *kube.Client, cfg *rest.Config
 	}
 	err = executor.StreamWithContext(ctx, streams)
 	var ended exec.CodeExitError
+	if s.output == "json" && (err == nil || errors.As(err, &ended)) {
+		if err := s.json(outcome{ended.Code, stdout.String(), stderr.String()}); err != nil {
+			return err
+		}
+	}
 	if errors.As(err, &ended) {
 		return &coded{Code(ended.Code), err}
 	}
 	return explain(err, "exec in "+pod.Namespace+"/"+pod.Name)
+}
+
+// outcome is the JSON form of `worknode exec`.
+type outcome struct {
+	ExitCode int    `json:"exitCode"`
+	Stdout   string `json:"stdout"`
+	Stderr   string `json:"stderr"`
 }
 
 // executorFor speaks WebSocket, and SPDY to a server that does not. Source: KEP-4006.

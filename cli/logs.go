@@ -2,9 +2,11 @@ package cli
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -36,7 +38,7 @@ func (s *session) logs() *cobra.Command {
 			one := func(name string, w io.Writer) error {
 				req := client.REST(kube.Pods).Get().Namespace(s.namespace).Resource("pods").Name(pod.Name).SubResource("log").
 					Param("container", name).Param("follow", strconv.FormatBool(follow)).
-					Param("previous", strconv.FormatBool(previous)).Param("timestamps", strconv.FormatBool(timestamps))
+					Param("previous", strconv.FormatBool(previous)).Param("timestamps", strconv.FormatBool(timestamps || s.output == "json"))
 				if tail >= 0 {
 					req = req.Param("tailLines", strconv.FormatInt(tail, 10))
 				}
@@ -48,7 +50,7 @@ func (s *session) logs() *cobra.Command {
 				_, err = io.Copy(w, stream)
 				return err
 			}
-			if len(names) == 1 {
+			if len(names) == 1 && s.output == "" {
 				return one(names[0], s.out)
 			}
 			return s.together(names, one)
@@ -61,6 +63,7 @@ func (s *session) logs() *cobra.Command {
 	f.StringVarP(&container, "container", "c", "", "only this container")
 	f.Int64Var(&tail, "tail", -1, "only the last so many lines")
 	s.namespaceFlag(c)
+	s.outputFlag(c)
 	return c
 }
 
@@ -84,14 +87,30 @@ func choose(pod *v1.Pod, name string) ([]string, error) {
 	return nil, fail(NotFound, "pod %s/%s has no container %q (it has %v)", pod.Namespace, pod.Name, name, names)
 }
 
-// together prints several logs at once, whole lines, each with its container's name before it.
+// record is one line of a log in the JSON form of `worknode logs`.
+type record struct {
+	Time      string `json:"time"`
+	Container string `json:"container"`
+	Text      string `json:"text"`
+}
+
+// together prints several logs at once, whole lines, each with its container's name before it, or as JSON records.
 func (s *session) together(names []string, one func(string, io.Writer) error) error {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	errs := make([]error, len(names))
 	for i, name := range names {
 		wg.Go(func() {
-			w := &prefixed{mu: &mu, to: s.out, prefix: []byte(s.paint(faint, name+" | "))}
+			w := &lines{mu: &mu, print: func(line []byte) error {
+				_, err := fmt.Fprintf(s.out, "%s%s\n", s.paint(faint, name+" | "), line)
+				return err
+			}}
+			if s.output == "json" {
+				w.print = func(line []byte) error {
+					at, text, _ := strings.Cut(string(line), " ")
+					return json.NewEncoder(s.out).Encode(record{at, name, text})
+				}
+			}
 			errs[i] = one(name, w)
 			w.flush()
 		})
@@ -105,35 +124,36 @@ func (s *session) together(names []string, one func(string, io.Writer) error) er
 	return nil
 }
 
-type prefixed struct {
-	mu     *sync.Mutex // guards to, which several share
-	to     io.Writer
-	prefix []byte
-	rest   []byte // a line that has not ended yet
+// lines cuts what is written to it into lines and prints each whole.
+type lines struct {
+	mu    *sync.Mutex // held while printing: several logs share one output
+	print func(line []byte) error
+	rest  []byte // a line that has not ended yet
 }
 
-func (p *prefixed) Write(data []byte) (int, error) {
-	p.rest = append(p.rest, data...)
+func (l *lines) Write(data []byte) (int, error) {
+	l.rest = append(l.rest, data...)
 	for {
-		end := bytes.IndexByte(p.rest, '\n')
+		end := bytes.IndexByte(l.rest, '\n')
 		if end < 0 {
 			return len(data), nil
 		}
-		p.mu.Lock()
-		_, err := fmt.Fprintf(p.to, "%s%s", p.prefix, p.rest[:end+1])
-		p.mu.Unlock()
-		if err != nil {
+		if err := l.one(l.rest[:end]); err != nil {
 			return 0, err
 		}
-		p.rest = p.rest[end+1:]
+		l.rest = l.rest[end+1:]
 	}
 }
 
-func (p *prefixed) flush() {
-	if len(p.rest) > 0 {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		fmt.Fprintf(p.to, "%s%s\n", p.prefix, p.rest)
+func (l *lines) one(line []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.print(line)
+}
+
+func (l *lines) flush() {
+	if len(l.rest) > 0 {
+		l.one(l.rest)
 	}
 }
 

@@ -316,7 +316,7 @@ func TestStdinOnceGivesEndOfFile(t *testing.T) {
 
 func TestTerminal(t *testing.T) {
 	n := newNode(t)
-	s := n.container("c", "sh", "-c", "tty; stty size; test -c /dev/console && echo console; read x; stty size; exit 8")
+	s := n.container("c", "sh", "-c", "tty; test -c /dev/console && echo console; read x; stty size; exit 8")
 	s.Terminal, s.Stdin = true, true
 	n.start(s)
 	inR, inW, _ := os.Pipe()
@@ -327,7 +327,8 @@ func TestTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	inR.Close()
-	// A kill of the monitor hangs nobody up: the runtime keeps the terminal.
+	// A kill of the monitor hangs nobody up: the runtime keeps the terminal. Only bytes in flight may be lost.
+	n.eventually("the first output is logged", func() bool { return strings.Contains(n.logText("c"), "console") })
 	n.crash()
 	n.boot()
 	n.readopt()

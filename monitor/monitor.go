@@ -19,6 +19,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -46,7 +47,12 @@ type Monitor struct {
 	starting int                     // starts between clone and registration
 	early    map[int]unix.WaitStatus // ends seen meanwhile, by pid
 	conns    map[*peer]struct{}
+
+	trim *time.Timer // gives memory back to the kernel once a burst of starts is over
 }
+
+// trimAfter is how long no process must have started or been forgotten before memory is given back.
+const trimAfter = 2 * time.Second
 
 // Run serves until Quit, or SIGTERM while nothing runs. There is no other way to end it in peace.
 // Errors: Busy if another monitor serves the socket.
@@ -74,6 +80,7 @@ func Run(opts Options) error {
 	if err := m.recall(); err != nil {
 		return fmt.Errorf("exit records: %w", err)
 	}
+	m.trim = time.AfterFunc(trimAfter, debug.FreeOSMemory)
 	m.tasks.Go("signals", m.signals)
 	slog.Info("monitor serves", "socket", opts.Socket, "pid", os.Getpid(), "records", len(m.procs))
 	for {
@@ -294,6 +301,7 @@ func (m *Monitor) handle(p *peer, req *wire.Request, fds []int) {
 		p.send(frame{reply: wire.Reply{Seq: req.Seq, Hello: &wire.Hello{Version: wire.Version, Pid: os.Getpid()}}})
 		m.repeatExits(p)
 	case req.Start != nil:
+		m.trim.Reset(trimAfter)
 		m.tasks.Go("start "+req.Start.ID, func(context.Context) { m.handleStart(p, req, fds) })
 	case req.Adopt != nil:
 		m.tasks.Go("adopt "+req.Adopt.Process.ID, func(context.Context) { answer(m.adopt(req.Adopt.Process, fds)) })
@@ -314,6 +322,7 @@ func (m *Monitor) handle(p *peer, req *wire.Request, fds []int) {
 	case req.List != nil:
 		m.list(p, req.Seq)
 	case req.Forget != nil:
+		m.trim.Reset(trimAfter)
 		answer(m.forget(req.Forget.ID))
 	case req.Quit != nil:
 		m.quit(p, req.Seq)

@@ -76,6 +76,9 @@ func program(rules []Device) ([]insn, error) {
 			return nil, err
 		}
 		out = append(out, block...)
+		if len(block) == 2 { // it matches everything; the verifier refuses what cannot be reached
+			return out, nil
+		}
 	}
 	return append(out, insn{op: opMoveImm, dst: 0}, insn{op: opExit}), nil
 }

@@ -70,9 +70,10 @@ func (k *Keeper) Run(ctx context.Context, exit func(wire.Exit)) {
 			continue
 		}
 		k.forward(ctx, conn, exit)
-		if ctx.Err() == nil {
-			slog.Warn("monitor is gone, starting a new one")
+		if ctx.Err() != nil {
+			return // the connection stays for who ends us
 		}
+		slog.Warn("monitor is gone, starting a new one")
 		k.mu.Lock()
 		if k.conn == conn {
 			k.conn, k.back = nil, make(chan struct{})

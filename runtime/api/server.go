@@ -16,8 +16,10 @@ import (
 	"worknode/runtime/state"
 )
 
-// maxMessage bounds a request and a reply, in bytes, as kubelet does.
-const maxMessage = 16 << 20
+const (
+	maxRequest = 16 << 20 // bytes
+	maxReply   = 48 << 20 // bytes: an ExecSync may return 16 MiB of each stream; what a client takes is its own affair
+)
 
 // Node is what the loop does and knows.
 type Node interface {
@@ -62,7 +64,7 @@ type Server struct {
 // keep 64 KiB for good.
 func New(node Node, version string) *grpc.Server {
 	g := grpc.NewServer(
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
+		grpc.MaxRecvMsgSize(maxRequest), grpc.MaxSendMsgSize(maxReply),
 		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
 		grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(streaming),
 	)

@@ -1,0 +1,128 @@
+package cri
+
+import (
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// counted checks that a log holds the numbers 1, 2, 3 … without a gap, a double or a torn line, and returns the last.
+func counted(t *testing.T, path string) int {
+	t.Helper()
+	want := 0
+	for line := range strings.Lines(readLog(t, path)) {
+		want++
+		if strings.TrimSpace(line) != fmt.Sprint(want) {
+			t.Fatalf("log line %d is %q", want, line)
+		}
+	}
+	return want
+}
+
+const counter = `i=0; while [ $i -lt %d ]; do i=$((i+1)); echo $i; [ $((i%%200)) -eq 0 ] && sleep 0.02; done; exit 9`
+
+// TestRuntimeKilled: containers run on, logs miss no line, exits that happen meanwhile are reported.
+func TestRuntimeKilled(t *testing.T) {
+	n := newNode(t)
+	box := n.podConfig()
+	pod := n.runPod(box)
+	long := n.run(pod, box, config("long", "sleep 1000"))
+	writer := n.run(pod, box, config("writer", fmt.Sprintf(counter, 20000)))
+	short := n.run(pod, box, config("short", "sleep 0.3; exit 5"))
+	before := n.status(long)
+	n.until("some lines", func() bool { return counted(t, n.status(writer).LogPath) > 500 })
+	n.killRuntime()
+	time.Sleep(500 * time.Millisecond) // the short one ends while nobody looks
+	n.start()
+	if s := n.exited(short); s.ExitCode != 5 || s.Reason != "Error" {
+		t.Errorf("an exit during the runtime's absence: %v", s)
+	}
+	if s := n.status(long); s.State != cri.ContainerState_CONTAINER_RUNNING || s.StartedAt != before.StartedAt {
+		t.Errorf("the container did not live on: %v, before %v", s, before)
+	}
+	if out := n.sh(long, "echo fine"); out != "fine\n" {
+		t.Errorf("exec after the restart: %q", out)
+	}
+	if s := n.exited(writer); s.ExitCode != 9 {
+		t.Errorf("writer: %v", s)
+	}
+	if last := counted(t, n.status(writer).LogPath); last != 20000 {
+		t.Errorf("%d of 20000 lines", last)
+	}
+}
+
+// TestMonitorKilled: the runtime starts a new one and hands everything over.
+func TestMonitorKilled(t *testing.T) {
+	n := newNode(t)
+	box := n.podConfig()
+	pod := n.runPod(box)
+	long := n.run(pod, box, config("long", "sleep 1000"))
+	writer := n.run(pod, box, config("writer", fmt.Sprintf(counter, 20000)))
+	n.until("some lines", func() bool { return counted(t, n.status(writer).LogPath) > 500 })
+	old := n.monitorPid()
+	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	n.until("a new monitor", func() bool { p := n.monitorPid(); return p != 0 && p != old })
+	if out := n.sh(long, "echo fine"); out != "fine\n" {
+		t.Errorf("exec in a handed over container: %q", out)
+	}
+	n.run(pod, box, config("new", "sleep 1000"))
+	if s := n.exited(writer); s.ExitCode != 9 || s.Reason != "Error" {
+		t.Errorf("writer: %v", s)
+	}
+	if last := counted(t, n.status(writer).LogPath); last != 20000 {
+		t.Errorf("%d of 20000 lines", last)
+	}
+	if s := n.status(long); s.State != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("long: %v", s)
+	}
+}
+
+// TestBothKilled: the processes are watched by pidfd; the code of what ended while nobody was there is
+// known only if somebody above still keeps it.
+func TestBothKilled(t *testing.T) {
+	n := newNode(t)
+	box := n.podConfig()
+	pod := n.runPod(box)
+	long := n.run(pod, box, config("long", "sleep 1000"))
+	short := n.run(pod, box, config("short", "sleep 0.3; exit 3"))
+	n.killRuntime()
+	syscall.Kill(n.monitorPid(), syscall.SIGKILL)
+	time.Sleep(600 * time.Millisecond)
+	n.start()
+	if s := n.exited(short); !(s.ExitCode == 3 && s.Reason == "Error") && !(s.ExitCode == 255 && s.Reason == "Unknown") {
+		t.Errorf("the true code, or an honest unknown: %v", s)
+	}
+	if s := n.status(long); s.State != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("long: %v", s)
+	}
+	if _, err := n.cri.StopContainer(n.ctx(), &cri.StopContainerRequest{ContainerId: long, Timeout: 1}); err != nil {
+		t.Error(err)
+	}
+	if s := n.status(long); s.State != cri.ContainerState_CONTAINER_EXITED {
+		t.Errorf("long after stop: %v", s)
+	}
+}
+
+// TestStopOutlivesRuntime: the deadline of a stop is kept when the runtime dies amid.
+func TestStopOutlivesRuntime(t *testing.T) {
+	n := newNode(t)
+	box := n.podConfig()
+	pod := n.runPod(box)
+	id := n.run(pod, box, config("deaf", `trap '' TERM; while :; do sleep 0.05; done`))
+	go n.cri.StopContainer(n.ctx(), &cri.StopContainerRequest{ContainerId: id, Timeout: 1})
+	n.until("stop under way", func() bool {
+		r, err := n.cri.ContainerStatus(n.ctx(), &cri.ContainerStatusRequest{ContainerId: id, Verbose: true})
+		return err == nil && strings.Contains(r.Info["record"], `"Deadline":"2`)
+	})
+	n.killRuntime()
+	n.start()
+	if s := n.exited(id); s.ExitCode != 137 {
+		t.Errorf("status %v", s)
+	}
+}

@@ -28,7 +28,8 @@ func (p *planner) clean() {
 	if !p.leaves() {
 		return
 	}
-	if stopped {
+	// Until the API server has the final status, the runtime's records are the only memory of how containers ended.
+	if stopped && (p.want.Gone || p.want.Orphan || terminal(p.have.Written)) {
 		p.removeSandboxes()
 	}
 	p.deleteObject()

@@ -97,8 +97,7 @@ type sim struct {
 	ended   int
 	broken  string
 	log     []string
-	highest map[string]int32
-	phases  v1.PodPhase
+	last    map[string]state.Container // the newest attempt that ended, by name; it outlives the runtime's record
 }
 
 func (w *sim) note(format string, args ...any) {
@@ -117,7 +116,7 @@ func (w *sim) chance(percent int) bool { return w.r.IntN(100) < percent }
 func simulate(seed uint64) *sim {
 	w := &sim{
 		r: rand.New(rand.NewPCG(seed, 7)), now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
-		hooks: map[string]state.Hook{}, highest: map[string]int32{}, exists: true,
+		hooks: map[string]state.Hook{}, last: map[string]state.Container{}, exists: true,
 	}
 	w.pod = w.somePod()
 	w.status.Phase = v1.PodPending
@@ -353,8 +352,8 @@ func (w *sim) land() {
 	}
 	if w.pending.Phase == v1.PodSucceeded && w.status.Phase != v1.PodSucceeded {
 		for i := range w.pod.Spec.Containers {
-			if c := w.newest(w.pod.Spec.Containers[i].Name); c != nil && c.ExitCode != 0 {
-				w.fail("the API server was told Succeeded though %s ended with %d", c.Name, c.ExitCode)
+			if name := w.pod.Spec.Containers[i].Name; w.last[name].ExitCode != 0 {
+				w.fail("the API server was told Succeeded though %s ended with %d", name, w.last[name].ExitCode)
 			}
 		}
 	}
@@ -408,7 +407,14 @@ func (w *sim) exitOne() {
 
 func (w *sim) exits(c *simContainer, code int32) {
 	c.Phase, c.ExitCode, c.FinishedAt = state.Exited, code, w.now
+	w.remember(c)
 	w.note("%s exits with %d", c.ID, code)
+}
+
+func (w *sim) remember(c *simContainer) {
+	if c.Attempt >= w.last[c.Name].Attempt {
+		w.last[c.Name] = c.Container
+	}
 }
 
 func (w *sim) loseSandbox() {

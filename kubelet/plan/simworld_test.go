@@ -59,7 +59,7 @@ func (w *sim) apply(a Action) Result {
 		world := w.world()
 		return Result{World: &world}
 	case DeleteObject:
-		if w.anyRunning() || w.volumes || w.cgroup || len(w.sandboxes) > 0 {
+		if w.anyRunning() || w.volumes || w.cgroup || len(w.sandboxes)+len(w.containers) > 0 {
 			w.fail("the API object is deleted while the node still holds something of the pod")
 		}
 		w.exists, w.pending = false, nil
@@ -106,6 +106,7 @@ func (w *sim) startContainer(t StartContainer) Result {
 	w.note("%s (%s attempt %d) starts", c.ID, c.Name, c.Attempt)
 	if !w.calm && w.chance(10) {
 		c.Phase, c.ExitCode, c.FinishedAt, c.Reason = state.Exited, 128, w.now, "StartError"
+		w.remember(c)
 		out := c.Container
 		out.Known = true
 		return Result{Container: &out, Failed: state.Cause{Reason: "RunContainerError", Message: "no such file"}}
@@ -218,7 +219,7 @@ func (w *sim) published(name string) int32 {
 
 // checkOver holds when the kubelet forgets the pod.
 func (w *sim) checkOver() {
-	if len(w.containers) > 0 || len(w.sandboxes) > 0 || w.volumes || w.cgroup || len(w.sandboxes) > 0 {
+	if len(w.containers) > 0 || len(w.sandboxes) > 0 || w.volumes || w.cgroup {
 		w.fail("forgotten with %d containers, %d sandboxes, volumes=%v, cgroup=%v left", len(w.containers), len(w.sandboxes), w.volumes, w.cgroup)
 	}
 	if w.exists {

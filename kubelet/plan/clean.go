@@ -26,6 +26,7 @@ func (p *planner) clean() {
 		p.because("removing the cgroup")
 	}
 	if !p.leaves() {
+		p.because("ended; its records stay until the pod is deleted")
 		return
 	}
 	// Until the API server has the final status, the runtime's records are the only memory of how containers ended.
@@ -87,6 +88,7 @@ func (p *planner) hasSandbox(id string) bool {
 // whoever sees the object go may rely on that. Source: graceful deletion, API docs of metadata.deletionTimestamp.
 func (p *planner) deleteObject() {
 	if p.want.Gone || p.want.Orphan || p.have.Deleted {
+		p.because("removing what is left")
 		return
 	}
 	if p.have.Volumes == state.None && p.have.Cgroup == state.None && p.have.Sandbox.ID == "" && len(p.have.Stale) == 0 &&

@@ -26,13 +26,15 @@ func (p *planner) report() {
 		s.StartTime = &t
 	}
 	p.addresses(&s)
-	if n := len(p.pod.Spec.InitContainers); n > 0 {
+	// A pod that was refused has nothing to say about containers.
+	refused := len(p.have.Containers) == 0 && (p.want.Reject.Reason != "" || terminal(old.Phase) && len(old.ContainerStatuses) == 0)
+	if n := len(p.pod.Spec.InitContainers); n > 0 && !refused {
 		s.InitContainerStatuses = make([]v1.ContainerStatus, n)
 		for i := range p.pod.Spec.InitContainers {
 			s.InitContainerStatuses[i] = p.container(&p.pod.Spec.InitContainers[i], true)
 		}
 	}
-	if n := len(p.pod.Spec.Containers); n > 0 {
+	if n := len(p.pod.Spec.Containers); n > 0 && !refused {
 		s.ContainerStatuses = make([]v1.ContainerStatus, n)
 		for i := range p.pod.Spec.Containers {
 			s.ContainerStatuses[i] = p.container(&p.pod.Spec.Containers[i], false)

@@ -47,6 +47,7 @@ func (p *planner) ending() (cause state.Cause, grace time.Duration, ends bool) {
 	}
 	if at, ok := p.deadline(); ok {
 		if !p.now.Before(at) {
+			p.say("deadline", "over", Say{Reason: "DeadlineExceeded", Message: "Pod was active on the node longer than the specified deadline"})
 			return state.Cause{Reason: "DeadlineExceeded", Message: "Pod was active on the node longer than the specified deadline"}, own, true
 		}
 		p.wake(at)

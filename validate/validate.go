@@ -5,6 +5,8 @@
 package validate
 
 import (
+	"slices"
+
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -285,5 +287,6 @@ func oneOf[T ~string](path *field.Path, value T, valid ...T) field.ErrorList {
 			return nil
 		}
 	}
+	slices.Sort(valid)
 	return field.ErrorList{field.NotSupported(path, value, valid)}
 }

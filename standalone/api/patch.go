@@ -297,6 +297,8 @@ func trackUpdate(r *store.Resource, was, obj store.Object, o Write, now time.Tim
 		return nil
 	}
 	obj.SetManagedFields(nil)
+	was = was.DeepCopyObject().(store.Object) // it is the store's
+	was.SetManagedFields(nil)
 	owners, err := ssa.Update(was, obj, owners, r.APIVersion(), o.Manager, now)
 	if err != nil {
 		return err

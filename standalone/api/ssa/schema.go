@@ -28,8 +28,9 @@ func typeOf(t reflect.Type) typed.ParseableType {
 }
 
 type builder struct {
-	types []schema.TypeDef
-	seen  map[reflect.Type]bool
+	types   []schema.TypeDef
+	seen    map[reflect.Type]bool
+	untyped bool
 }
 
 // keys are list keys that differ from the patch merge key in the tags, by type of the items; and lists that no tag marks.
@@ -109,7 +110,7 @@ func (b *builder) ref(t reflect.Type, tag reflect.StructTag) schema.TypeRef {
 	case "resource.Quantity", "intstr.IntOrString":
 		return scalar(schema.Untyped)
 	case "v1.FieldsV1", "runtime.RawExtension":
-		return anything()
+		return b.anything()
 	}
 	switch t.Kind() {
 	case reflect.String:
@@ -145,12 +146,18 @@ func (b *builder) list(t reflect.Type, tag reflect.StructTag) *schema.List {
 	return list
 }
 
-// anything takes whatever is there as one value.
-func anything() schema.TypeRef {
-	untyped := schema.Untyped
-	return schema.TypeRef{Inlined: schema.Atom{
-		Scalar: &untyped,
-		List:   &schema.List{ElementType: scalar(schema.Untyped), ElementRelationship: schema.Atomic},
-		Map:    &schema.Map{ElementType: scalar(schema.Untyped), ElementRelationship: schema.Atomic},
-	}}
+// anything is a value of any shape, owned as a whole.
+func (b *builder) anything() schema.TypeRef {
+	name := "anything"
+	ref := schema.TypeRef{NamedType: &name}
+	if !b.untyped {
+		b.untyped = true
+		scalar := schema.Untyped
+		b.types = append(b.types, schema.TypeDef{Name: name, Atom: schema.Atom{
+			Scalar: &scalar,
+			List:   &schema.List{ElementType: ref, ElementRelationship: schema.Atomic},
+			Map:    &schema.Map{ElementType: ref, ElementRelationship: schema.Atomic},
+		}})
+	}
+	return ref
 }

@@ -1,6 +1,7 @@
 package act
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -52,10 +53,13 @@ func (a *Act) startContainer(ctx context.Context, pod *v1.Pod, t plan.StartConta
 	}
 	c.Phase, c.StartedAt = state.Running, time.Now()
 	a.link(pod, c.Name, c.ID, c.Attempt)
-	if t.ID != "" { // its attributes are in the runtime's record
-		if seen, err := a.container(ctx, c.ID); err == nil {
-			c = seen
+	// The record tells the time and the user as every later look will, so that no later look changes the status.
+	if seen, err := a.container(ctx, c.ID); err == nil && seen.Phase != state.Created {
+		seen.Sandbox, seen.Image = c.Sandbox, cmp.Or(seen.Image, c.Image)
+		if c.ImageRef != "" {
+			seen.ImageRef = c.ImageRef
 		}
+		c = seen
 	}
 	return plan.Result{Container: &c}
 }

@@ -50,7 +50,7 @@ func (h *Hands) Start(c *state.Container, made plan.Made, base string) (wire.Sta
 	}
 	init.Cgroup = h.Tree.ProcsFiles(c.Cgroup)
 	init.Root = wire.Root{
-		Base: base, Lower: c.Layers, Readonly: spec.Root.Readonly, Propagation: spec.Linux.RootfsPropagation,
+		Base: base, Lower: c.Layers, Readonly: spec.Root.Readonly,
 		Upper: filepath.Join(h.Layer(c.ID), "upper"), Work: filepath.Join(h.Layer(c.ID), "work"),
 	}
 	init.Masked, init.Readonly = spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths

@@ -92,14 +92,3 @@ func requested(list []*cri.Mount) []specs.Mount {
 	})
 	return out
 }
-
-// rootPropagation must not cut the container's mount namespace off from the host's when a mount wants to follow it.
-// Source: mount_namespaces(7); OCI config-linux.md, rootfsPropagation.
-func rootPropagation(c *cri.ContainerConfig) string {
-	for _, m := range c.GetMounts() {
-		if m.GetPropagation() == cri.MountPropagation_PROPAGATION_BIDIRECTIONAL {
-			return "rshared"
-		}
-	}
-	return "rslave"
-}

@@ -87,12 +87,11 @@ func Container(in Input) (Made, error) {
 		},
 		Mounts: mounts(in),
 		Linux: &specs.Linux{
-			CgroupsPath:       in.Cgroup,
-			Namespaces:        namespaces(in),
-			Devices:           devices(in),
-			Resources:         Resources(res, in),
-			RootfsPropagation: rootPropagation(in.Config),
-			Sysctl:            ipcSysctls(in.Sandbox),
+			CgroupsPath: in.Cgroup,
+			Namespaces:  namespaces(in),
+			Devices:     devices(in),
+			Resources:   Resources(res, in),
+			Sysctl:      ipcSysctls(in.Sandbox),
 		},
 	}
 	if res != nil {

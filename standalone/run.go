@@ -58,8 +58,8 @@ type node struct {
 // Run brings a standalone node up and keeps it up until ctx ends; then it ends the pods gracefully and removes all that
 // the node left on the machine except its state. A killed supervisor removes nothing: the next one adopts what runs.
 func Run(ctx context.Context, o Options) error {
-	if os.Geteuid() != 0 {
-		return fault.New(fault.Denied, "worknode run needs root, to make namespaces, mounts and cgroups (run it with sudo)")
+	if err := preflight(); err != nil {
+		return err
 	}
 	if st, err := os.Stat(o.Dir); err != nil {
 		return fault.Hint(fmt.Errorf("manifest folder: %w", err), "name a folder that holds manifests, and images as images/*.tar")

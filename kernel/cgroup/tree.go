@@ -71,6 +71,17 @@ func find(points []mount.Point) (*Tree, error) {
 // V2 reports whether this machine has cgroup v2 alone.
 func (t *Tree) V2() bool { return t.v2 }
 
+// Lacks returns those of the controllers that no group of this machine can have.
+func (t *Tree) Lacks(controllers ...string) (lacks []string) {
+	have := fields(filepath.Join(t.root, "cgroup.controllers"))
+	for _, c := range controllers {
+		if t.v2 && !slices.Contains(have, c) || !t.v2 && t.at[c] == "" {
+			lacks = append(lacks, c)
+		}
+	}
+	return lacks
+}
+
 // dirs are the distinct directories of a group; with present, optional hierarchies only where it exists.
 func (t *Tree) dirs(group string, more ...string) []string {
 	if t.v2 {

@@ -365,6 +365,20 @@ func overlayByParts(target string, lower []string, upper, work string, volatile 
 	return Attach(tree, at)
 }
 
+// Supported asks whether the kernel can mount filesystems of a type, loading its module if need be. It mounts nothing.
+// Errors: Unsupported if it cannot. Source: fsopen(2), ENODEV.
+func Supported(fstype string) error {
+	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
+	if err == unix.ENODEV {
+		return fault.New(fault.Unsupported, "this kernel has no filesystem %s: %w", fstype, err)
+	}
+	if err != nil {
+		return fault.As(kindOf(err), fmt.Errorf("fsopen %s: %w", fstype, err))
+	}
+	unix.Close(fs)
+	return nil
+}
+
 func kindOf(err error) fault.Kind {
 	switch {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):

@@ -30,7 +30,7 @@ func Open() (*Conn, error) {
 	if err != nil {
 		if err == unix.EPROTONOSUPPORT || err == unix.EAFNOSUPPORT {
 			return nil, fault.Hint(fault.New(fault.Unsupported, "nftables: open netlink socket: %w", err),
-				"this kernel lacks CONFIG_NETFILTER_NETLINK; use one built with CONFIG_NF_TABLES")
+				"this kernel lacks CONFIG_NETFILTER_NETLINK: modprobe nf_tables, or use a kernel built with CONFIG_NF_TABLES")
 		}
 		return nil, fmt.Errorf("nftables: open netlink socket: %w", err)
 	}

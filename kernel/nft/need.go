@@ -69,6 +69,9 @@ func (c *Conn) Missing(fam Family) error {
 	if len(lacks) == 0 {
 		return nil
 	}
+	if len(lacks) == len(Needs(fam)) { // not even an empty table
+		lacks = []string{"CONFIG_NF_TABLES"}
+	}
 	return fault.Hint(fault.New(fault.Unsupported, "this kernel lacks %s: %w", strings.Join(lacks, ", "), why),
-		"load the modules, or use a kernel built with them")
+		"load the modules, as modprobe nf_tables does, or use a kernel built with them")
 }

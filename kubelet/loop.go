@@ -263,7 +263,7 @@ func (a *actor) finish(f finished, now time.Time) {
 func (a *actor) update(pod *v1.Pod) {
 	old := a.want.Pod
 	a.foreign(pod.Status.Conditions)
-	if old.Generation == pod.Generation && !maps.Equal(old.Labels, pod.Labels) || !maps.Equal(old.Annotations, pod.Annotations) {
+	if !maps.Equal(old.Labels, pod.Labels) || !maps.Equal(old.Annotations, pod.Annotations) {
 		a.have.Changed = true // downward API files tell of them
 	}
 	if a.have.Status.QOSClass == "" {

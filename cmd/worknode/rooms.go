@@ -15,7 +15,6 @@ import (
 	"worknode/kubelet"
 	"worknode/proxy"
 	"worknode/runtime"
-	"worknode/runtime/network"
 )
 
 // runtimeCommand is `worknode runtime`: CRI over a unix socket.
@@ -32,7 +31,7 @@ func runtimeCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				o.Bridge = network.Config{Bridge: bridge, Subnet: subnet}
+				o.Bridge.Bridge, o.Bridge.Subnet = bridge, subnet
 			}
 			if o.Monitor == "" {
 				self, err := os.Executable()

@@ -1,5 +1,6 @@
-// Package stream serves exec, attach and port-forward over HTTP (SPDY and WebSocket) on a loopback address. The
-// protocols are k8s.io/cri-streaming's; this package moves the bytes. It knows no containers: Node opens sessions.
+// Package stream serves exec, attach and port-forward over HTTP on a loopback address. SPDY and the older WebSocket
+// protocols are k8s.io/cri-streaming's; WebSocket v5, which today's clients ask for first, is ours (websocket.go), so
+// that whoever stands between only passes bytes on. It knows no containers: Node opens sessions.
 package stream
 
 import (
@@ -9,14 +10,17 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
+	"strings"
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming"
+	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	utilexec "k8s.io/utils/exec"
+
+	"worknode/fault"
 )
 
 // Node is who opens processes and ports.
@@ -52,31 +56,29 @@ func (s *Session) Fill(stdin io.WriteCloser, stdout, stderr io.ReadCloser) {
 	}
 }
 
-// drainLimit is how long output is read on after the process has ended, when a child of it holds the pipe open.
-const drainLimit = 10 * time.Second
+const (
+	drainLimit  = 10 * time.Second // how long output is read on after the process has ended, when a child of it holds the pipe open
+	idleLimit   = 4 * time.Hour    // a connection without a byte in either direction, as other CRI runtimes have it
+	createLimit = 30 * time.Second // for a SPDY client to open its streams
+)
 
 // Server hands out URLs and serves them.
 type Server struct {
-	inner streaming.Server
+	node  Node
 	http  *http.Server
 	l     net.Listener
+	slips slips
 }
 
 // Listen opens the server on addr ("127.0.0.1:0" for any port).
 func Listen(addr string, node Node) (*Server, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("streaming server: %w", err)
+		return nil, fault.Hint(fault.New(fault.Busy, "streaming server: %w", err), "choose another streaming address")
 	}
-	config := streaming.DefaultConfig
-	config.Addr = l.Addr().String()
-	config.BaseURL = &url.URL{Scheme: "http", Host: l.Addr().String()}
-	inner, err := streaming.NewServer(config, handler{node})
-	if err != nil {
-		l.Close()
-		return nil, fmt.Errorf("streaming server: %w", err)
-	}
-	return &Server{inner: inner, l: l, http: &http.Server{Handler: inner, ReadHeaderTimeout: 30 * time.Second}}, nil
+	s := &Server{node: node, l: l}
+	s.http = &http.Server{Handler: http.HandlerFunc(s.serve), ReadHeaderTimeout: createLimit}
+	return s, nil
 }
 
 // Serve answers until ctx ends.
@@ -89,23 +91,103 @@ func (s *Server) Serve(ctx context.Context) error {
 	return nil
 }
 
-// Exec, Attach and PortForward return a URL that is good for one use within a minute.
-func (s *Server) Exec(r *cri.ExecRequest) (*cri.ExecResponse, error) { return s.inner.GetExec(r) }
+// Exec returns a URL that is good for one use within a minute.
+func (s *Server) Exec(r *cri.ExecRequest) (*cri.ExecResponse, error) {
+	if err := checkStreams(r.GetContainerId(), r.GetTty(), r.GetStdin(), r.GetStdout(), r.GetStderr()); err != nil {
+		return nil, err
+	}
+	url, err := s.url("exec", r)
+	return &cri.ExecResponse{Url: url}, err
+}
 
 // Attach is like Exec.
 func (s *Server) Attach(r *cri.AttachRequest) (*cri.AttachResponse, error) {
-	return s.inner.GetAttach(r)
+	if err := checkStreams(r.GetContainerId(), r.GetTty(), r.GetStdin(), r.GetStdout(), r.GetStderr()); err != nil {
+		return nil, err
+	}
+	url, err := s.url("attach", r)
+	return &cri.AttachResponse{Url: url}, err
 }
 
 // PortForward is like Exec.
 func (s *Server) PortForward(r *cri.PortForwardRequest) (*cri.PortForwardResponse, error) {
-	return s.inner.GetPortForward(r)
+	url, err := s.url("portforward", r)
+	return &cri.PortForwardResponse{Url: url}, err
+}
+
+// checkStreams: Source: CRI ExecRequest and AttachRequest.
+func checkStreams(id string, tty, stdin, stdout, stderr bool) error {
+	switch {
+	case id == "":
+		return fault.New(fault.Invalid, "the request names no container")
+	case tty && stderr:
+		return fault.New(fault.Invalid, "tty and stderr cannot both be true: a terminal has one output")
+	case !stdin && !stdout && !stderr:
+		return fault.New(fault.Invalid, "one of stdin, stdout and stderr must be true")
+	}
+	return nil
+}
+
+func (s *Server) url(verb string, r proto.Message) (string, error) {
+	slip, err := s.slips.add(r)
+	if err != nil {
+		return "", err
+	}
+	return "http://" + s.l.Addr().String() + "/" + verb + "/" + slip, nil
+}
+
+// serve finds the request that a URL stands for.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	_, slip, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	want, ok := s.slips.take(slip)
+	if !ok || r.Method != http.MethodGet && r.Method != http.MethodPost {
+		http.NotFound(w, r)
+		return
+	}
+	h := handler{s.node}
+	switch q := want.(type) {
+	case *cri.ExecRequest:
+		streams := &remotecommand.Options{Stdin: q.GetStdin(), Stdout: q.GetStdout(), Stderr: q.GetStderr(), TTY: q.GetTty()}
+		if wantsV5(r) {
+			serveV5(w, r, streams, func(ctx context.Context, in io.Reader, out, errs io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
+				return h.exec(ctx, q.GetContainerId(), q.GetCmd(), in, out, errs, q.GetTty(), resize)
+			})
+			return
+		}
+		remotecommand.ServeExec(w, r, h, "", "", q.GetContainerId(), q.GetCmd(), streams, idleLimit, createLimit, remotecommand.SupportedStreamingProtocols)
+	case *cri.AttachRequest:
+		streams := &remotecommand.Options{Stdin: q.GetStdin(), Stdout: q.GetStdout(), Stderr: q.GetStderr(), TTY: q.GetTty()}
+		if wantsV5(r) {
+			serveV5(w, r, streams, func(ctx context.Context, in io.Reader, out, errs io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
+				return h.attach(ctx, q.GetContainerId(), in, out, errs, q.GetTty(), resize)
+			})
+			return
+		}
+		remotecommand.ServeAttach(w, r, h, "", "", q.GetContainerId(), streams, idleLimit, createLimit, remotecommand.SupportedStreamingProtocols)
+	case *cri.PortForwardRequest:
+		options, err := portforward.BuildV4Options(q.GetPort())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		portforward.ServePortForward(w, r, h, q.GetPodSandboxId(), "", options, idleLimit, createLimit, portforward.SupportedProtocols)
+	}
 }
 
 // handler is what the streaming library calls.
 type handler struct{ node Node }
 
-func (h handler) Exec(ctx context.Context, id string, args []string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+// ExecInContainer, AttachContainer and PortForward are the library's names; pod names are not used.
+func (h handler) ExecInContainer(ctx context.Context, _, _, container string, args []string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
+	return h.exec(ctx, container, args, in, out, errs, tty, resize)
+}
+
+// AttachContainer is the library's door to attach.
+func (h handler) AttachContainer(ctx context.Context, _, _, container string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	return h.attach(ctx, container, in, out, errs, tty, resize)
+}
+
+func (h handler) exec(ctx context.Context, id string, args []string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	s, err := h.node.OpenExec(ctx, id, args, Want{in != nil, out != nil, errs != nil, tty})
 	if err != nil {
 		return err
@@ -120,7 +202,7 @@ func (h handler) Exec(ctx context.Context, id string, args []string, in io.Reade
 	return nil
 }
 
-func (h handler) Attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+func (h handler) attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	s, err := h.node.OpenAttach(ctx, id, Want{in != nil, out != nil, errs != nil, tty})
 	if err != nil {
 		return err
@@ -129,7 +211,8 @@ func (h handler) Attach(ctx context.Context, id string, in io.Reader, out, errs 
 	return err
 }
 
-func (h handler) PortForward(ctx context.Context, sandbox string, port int32, client io.ReadWriteCloser) error {
+// PortForward copies one connection; a half close of the client is passed on.
+func (h handler) PortForward(ctx context.Context, sandbox, _ string, port int32, client io.ReadWriteCloser) error {
 	defer client.Close()
 	conn, err := h.node.Dial(ctx, sandbox, port)
 	if err != nil {

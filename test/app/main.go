@@ -5,6 +5,10 @@
 //	app lines N [PER_SECOND]  writes "line 1" to "line N"
 //	app eat MIB               touches that much memory, then waits
 //	app exit CODE [SECONDS]   ends, after a while
+//	app grpc [PORT]           answers gRPC health checks; NOT_SERVING while /tmp/notready exists
+//	app ask URL               prints what it answers
+//	app dial NETWORK ADDRESS  prints what comes back for "hello" (udp), or that the connection stands (tcp)
+//	app lookup NAME           prints its addresses, in order
 //	app wait                  until SIGTERM
 package main
 
@@ -40,6 +44,17 @@ func main() {
 		case <-ctx.Done():
 		}
 		os.Exit(number(arg(2, "0")))
+	case "grpc":
+		health(ctx, arg(2, "8080"))
+	case "ask", "dial", "lookup":
+		within, end := context.WithTimeout(ctx, 10*time.Second)
+		defer end()
+		answer, err := client(within, os.Args[1], os.Args[2:])
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		fmt.Println(answer)
 	default:
 		fmt.Println("waiting")
 		<-ctx.Done()

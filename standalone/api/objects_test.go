@@ -181,6 +181,12 @@ func TestNamespaceEndsWhenItIsEmpty(t *testing.T) {
 	w.must(200, "DELETE", in+"pods/web?gracePeriodSeconds=0", "")
 	w.must(404, "GET", "/api/v1/namespaces/team", "")
 	w.must(403, "DELETE", "/api/v1/namespaces/default", "")
+
+	w.must(201, "POST", "/api/v1/namespaces", `{"metadata":{"name":"held","finalizers":["example.org/hold"]}}`)
+	w.must(200, "DELETE", "/api/v1/namespaces/held", "")
+	w.must(200, "GET", "/api/v1/namespaces/held", "")
+	w.must(200, "PATCH", "/api/v1/namespaces/held", `{"metadata":{"finalizers":null}}`, "Content-Type", "application/merge-patch+json")
+	w.must(404, "GET", "/api/v1/namespaces/held", "")
 }
 
 func TestServerSideApply(t *testing.T) {

@@ -82,7 +82,7 @@ func (s *Server) checkListVersion(r *request) error {
 		return expired(fmt.Errorf("too large resource version: %d, current: %d", rv, now))
 	}
 	if match == "Exact" && rv != now {
-		return expired(fmt.Errorf("The provided resource version is too old: %d (%d)", rv, now)) //nolint:staticcheck // upstream's words
+		return expired(fmt.Errorf("The provided resource version is too old: %d (%d)", rv, now))
 	}
 	return nil
 }

@@ -97,7 +97,7 @@ func TestUpgradesAreCarriedByteForByte(t *testing.T) {
 		}
 		fmt.Fprintf(conn, "%s %s%s HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", test.method, pods, test.path, test.upgrade)
 		in := bufio.NewReader(conn)
-		resp, err := http.ReadResponse(in, nil)
+		resp, err := http.ReadResponse(in, nil) //nolint:bodyclose // what follows is no body but the connection
 		if err != nil {
 			t.Fatal(err)
 		}

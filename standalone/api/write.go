@@ -321,6 +321,9 @@ func (s *Server) replace(r *store.Resource, old *store.Item, obj store.Object, o
 		}
 		return nil, errRaced
 	}
+	if isNamespace(obj) {
+		s.emptied(obj.GetName()) // its last finalizer may have gone
+	}
 	return item, nil
 }
 

@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
@@ -154,7 +153,7 @@ func dress(slice *discoveryv1.EndpointSlice, svc *corev1.Service, w wanted) {
 		slice.Labels[corev1.IsHeadlessService] = ""
 	}
 	yes := true
-	slice.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Service", Name: svc.Name, UID: types.UID(svc.UID), Controller: &yes, BlockOwnerDeletion: &yes}}
+	slice.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Service", Name: svc.Name, UID: svc.UID, Controller: &yes, BlockOwnerDeletion: &yes}}
 	slice.Ports, slice.Endpoints = w.ports, w.endpoints
 	slice.AddressType = discoveryv1.AddressTypeIPv4
 	if len(svc.Spec.IPFamilies) > 0 && svc.Spec.IPFamilies[0] == corev1.IPv6Protocol {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync/atomic"
+	"time"
 )
 
 // Item is one version of one object. It never changes: whoever wants another version makes a deep copy and stores it.
@@ -13,6 +14,7 @@ type Item struct {
 	Resource *Resource
 	Object   Object // read-only
 	RV       uint64
+	stored   time.Time
 
 	proto atomic.Pointer[[]byte]
 	json  atomic.Pointer[[]byte]
@@ -56,5 +58,5 @@ func FormatRV(rv uint64) string { return strconv.FormatUint(rv, 10) }
 func newItem(r *Resource, obj Object, rv uint64) *Item {
 	obj.SetResourceVersion(FormatRV(rv))
 	obj.GetObjectKind().SetGroupVersionKind(r.GVK())
-	return &Item{Resource: r, Object: obj, RV: rv}
+	return &Item{Resource: r, Object: obj, RV: rv, stored: time.Now()}
 }

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"time"
+
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -29,9 +31,16 @@ type Resource struct {
 	Namespaced     bool
 	Durable        bool // survives a restart of the supervisor
 	Status         bool // has a status subresource
+	Keep           Bound
 	New            func() Object
 
 	index int // place in All
+}
+
+// Bound says when objects of a kind go by themselves; the zero value: never.
+type Bound struct {
+	Age  time.Duration // since the last change
+	Most int           // more than these: the least recently changed go
 }
 
 // GVK is the resource's group, version and kind.
@@ -73,7 +82,7 @@ var (
 	ServiceAccounts = &Resource{Version: "v1", Kind: "ServiceAccount", Name: "serviceaccounts", Singular: "serviceaccount", Short: []string{"sa"},
 		Namespaced: true, Durable: true, New: func() Object { return &corev1.ServiceAccount{} }}
 	Events = &Resource{Version: "v1", Kind: "Event", Name: "events", Singular: "event", Short: []string{"ev"},
-		Namespaced: true, New: func() Object { return &corev1.Event{} }}
+		Namespaced: true, Keep: Bound{time.Hour, 2000}, New: func() Object { return &corev1.Event{} }}
 	EndpointSlices = &Resource{Group: "discovery.k8s.io", Version: "v1", Kind: "EndpointSlice", Name: "endpointslices", Singular: "endpointslice",
 		Namespaced: true, Durable: true, New: func() Object { return &discoveryv1.EndpointSlice{} }}
 	Leases = &Resource{Group: "coordination.k8s.io", Version: "v1", Kind: "Lease", Name: "leases", Singular: "lease",

@@ -241,6 +241,7 @@ func (s *Store) Run(ctx context.Context) {
 			return
 		case now := <-tick.C:
 			s.forget(now)
+			s.expire(now)
 			if err := s.Compact(false); err != nil && !errors.Is(err, errClosed) {
 				slog.Warn("log of objects is not compacted, trying again later", "err", err)
 			}
@@ -253,6 +254,23 @@ func (s *Store) forget(now time.Time) {
 	defer s.mu.Unlock()
 	for i := range s.kinds {
 		s.kinds[i].past.trim(now)
+	}
+}
+
+// expire removes what its kind does not keep for ever.
+func (s *Store) expire(now time.Time) {
+	for _, r := range All {
+		if r.Keep == (Bound{}) {
+			continue
+		}
+		items, _ := s.List(r, "")
+		slices.SortFunc(items, func(a, b *Item) int { return a.stored.Compare(b.stored) })
+		for i, item := range items {
+			if len(items)-i <= r.Keep.Most && now.Sub(item.stored) <= r.Keep.Age {
+				break
+			}
+			_, _ = s.Delete(r, item, nil) // changed or gone meanwhile: both are as good
+		}
 	}
 }
 

@@ -350,6 +350,36 @@ func TestThePastIsForgottenWhenItIsOld(t *testing.T) {
 	})
 }
 
+func TestEventsGoByThemselves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := open(t, "")
+		go s.Run(t.Context())
+		event := func(name string) {
+			if _, err := s.Put(Events, &corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		event("old")
+		set(t, s, "kept", "1")
+		time.Sleep(Events.Keep.Age - houseKeeping)
+		for i := range Events.Keep.Most + 10 {
+			event(fmt.Sprint(i))
+			time.Sleep(time.Microsecond)
+		}
+		time.Sleep(2 * houseKeeping)
+		synctest.Wait()
+		items, _ := s.List(Events, "")
+		if len(items) != Events.Keep.Most || s.Get(Events, "default", "old") != nil || s.Get(Events, "default", "9") != nil || s.Get(Events, "default", "10") == nil {
+			t.Errorf("%d events are kept, not the newest %d", len(items), Events.Keep.Most)
+		}
+		time.Sleep(2 * Events.Keep.Age)
+		synctest.Wait()
+		if items, _ := s.List(Events, ""); len(items) != 0 || values(s) != "kept=1" {
+			t.Errorf("%d events are left, and %q", len(items), values(s))
+		}
+	})
+}
+
 func TestClosedStoreRunsOnInMemory(t *testing.T) {
 	s := open(t, t.TempDir())
 	if err := s.Close(); err != nil {

@@ -1,8 +1,6 @@
 package ssa
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
@@ -169,7 +167,7 @@ func decode(entries []metav1.ManagedFieldsEntry) (fieldpath.ManagedFields, map[s
 			continue
 		}
 		set := &fieldpath.Set{}
-		if err := set.FromJSON(bytes.NewReader(e.FieldsV1.Raw)); err != nil {
+		if err := set.FromJSON(e.FieldsV1.GetRawReader()); err != nil {
 			return nil, nil, fmt.Errorf("managed fields of %s: %w", e.Manager, err)
 		}
 		id := identify(e)
@@ -192,7 +190,7 @@ func encode(managers fieldpath.ManagedFields, times map[string]metav1.Time) ([]m
 		part := strings.Split(id, "\x00")
 		e := metav1.ManagedFieldsEntry{
 			Manager: part[0], Operation: metav1.ManagedFieldsOperationType(part[1]), APIVersion: part[2], Subresource: part[3],
-			FieldsType: "FieldsV1", FieldsV1: &metav1.FieldsV1{Raw: json.RawMessage(raw)},
+			FieldsType: "FieldsV1", FieldsV1: metav1.NewFieldsV1(string(raw)),
 		}
 		if at, has := times[id]; has {
 			e.Time = &at

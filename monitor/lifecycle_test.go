@@ -205,6 +205,24 @@ func TestLimitsAndGroupsApply(t *testing.T) {
 	}
 }
 
+// What the monitor does to itself must not reach workloads: score, ignored and blocked signals, huge pages, files.
+func TestWorkloadStartsClean(t *testing.T) {
+	n := newNode(t)
+	out, _ := n.output("c", nil, "sed", "-n", `s/^\(SigIgn\|SigBlk\|SigPnd\|THP_enabled\):.//p`, "/proc/self/status")
+	if want := "1\n0000000000000000\n0000000000000000\n0000000000000000\n"; out != want {
+		t.Errorf("huge pages, pending, blocked and ignored signals: %q, want %q", out, want)
+	}
+	if out, _ := n.output("d", nil, "cat", "/proc/self/oom_score_adj"); out != "0\n" {
+		t.Errorf("oom_score_adj is %q", out)
+	}
+	if out, _ := n.output("e", nil, "ls", "/proc/self/fd"); out != "0\n1\n2\n3\n" { // 3 is the directory being listed
+		t.Errorf("open files: %q", out)
+	}
+	if out, _ := n.output("f", nil, "ls", "-l", "/proc/self/cwd"); !strings.HasSuffix(out, " -> /\n") {
+		t.Errorf("working directory: %q", out)
+	}
+}
+
 func TestExecEntersTheContainer(t *testing.T) {
 	n := newNode(t)
 	s := n.container("c", "sh", "-c", "echo inside > /tmp/mark; exec sleep 1000")

@@ -24,8 +24,11 @@ func TestHundredContainersFitIntoEightMegabytes(t *testing.T) {
 		n.eventually(id+" has logged", func() bool { return strings.HasSuffix(n.logText(id), "\n1000\n") })
 	}
 	full := pss(t, n.cmd.Process.Pid)
-	n.eventually("its PSS is below 8 MiB, at the latest when the memory of the burst was given back", func() bool { full = pss(t, n.cmd.Process.Pid); return full < 8<<10 })
-	t.Logf("PSS of the monitor: %d KiB empty, %d KiB with 100 containers", empty, full)
+	t.Cleanup(func() { t.Logf("PSS of the monitor: %d KiB empty, %d KiB with 100 containers", empty, full) })
+	n.eventually("its PSS is below 8 MiB, at the latest when the memory of the burst was given back", func() bool {
+		full = pss(t, n.cmd.Process.Pid)
+		return full < 8<<10
+	})
 }
 
 // pss is the proportional set size in KiB. Source: kernel proc.rst, smaps_rollup.

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -198,7 +200,23 @@ func (l *launch) prepareExec(fds []int) error {
 		l.req.Init.Cgroup = cgroup
 		l.proc.info.Cgroup = cgroup
 	}
+	if l.req.Init.OOMScoreAdj == nil {
+		l.req.Init.OOMScoreAdj = scoreOf(target.info.Pid)
+	}
 	return nil
+}
+
+// scoreOf is what the OOM killer adds for a process; an exec gets its container's.
+func scoreOf(pid int) *int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+	if err != nil {
+		return nil
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return nil
+	}
+	return &n
 }
 
 // clone makes the process and follows its init to execve.

@@ -199,7 +199,10 @@ func (s *setup) execute() (string, error) {
 	// Signals that the monitor's starter had blocked must not stay blocked.
 	var none unix.Sigset_t
 	unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil)
-	report(Report{Ready: true})
+	if err := report(Report{Ready: true}); err != nil {
+		// The monitor was killed: without it nobody would know of the workload, or read what it writes.
+		return wire.StageExec, err
+	}
 	filter := len(s.Seccomp) > 0
 	if filter && !s.NoNewPrivs {
 		// Without no_new_privs, loading a filter takes CAP_SYS_ADMIN: so it comes before the capabilities go.

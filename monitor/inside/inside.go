@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -85,6 +86,7 @@ type step struct {
 func (s *setup) run() (string, error) {
 	// A container's processes must not look into this one while it still holds the host's rights and files.
 	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	unix.Prctl(unix.PR_SET_THP_DISABLE, 0, 0, 0, 0) // the monitor's own wish, inherited
 	unix.Umask(0)
 	s.ptySlave = -1
 	steps := []step{{"cgroup", s.joinCgroups}, {"oom_score_adj", s.oomScore}, {"namespace", s.joinNamespaces}}
@@ -127,14 +129,16 @@ func (s *setup) joinCgroups() error {
 	return nil
 }
 
+// oomScore never leaves the monitor's own score: a workload that the OOM killer may not choose spins at its limit.
 func (s *setup) oomScore() error {
-	if s.OOMScoreAdj == nil {
-		return nil
+	adj := 0
+	if s.OOMScoreAdj != nil {
+		adj = *s.OOMScoreAdj
 	}
-	err := writeFile("/proc/self/oom_score_adj", fmt.Sprint(*s.OOMScoreAdj))
+	err := writeFile("/proc/self/oom_score_adj", strconv.Itoa(adj))
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
 		// Going below the score we inherited needs CAP_SYS_RESOURCE; the inherited one is the lowest we may have.
-		s.warn("oom_score_adj %d: not permitted (CAP_SYS_RESOURCE is missing), the inherited value stays", *s.OOMScoreAdj)
+		s.warn("oom_score_adj %d: not permitted (CAP_SYS_RESOURCE is missing), the inherited value stays", adj)
 		return nil
 	}
 	return err
@@ -321,11 +325,11 @@ func readFull(b []byte) error {
 	return nil
 }
 
-// report writes one frame. Nobody is left to tell when that fails.
-func report(r Report, fds ...int) {
+// report writes one frame. Mostly nobody is left to tell when that fails.
+func report(r Report, fds ...int) error {
 	body, err := json.Marshal(r)
 	if err != nil {
-		return
+		return err
 	}
 	frame := append(binary.LittleEndian.AppendUint32(nil, uint32(len(body))), body...)
 	var oob []byte
@@ -344,8 +348,9 @@ func report(r Report, fds ...int) {
 			continue
 		}
 		if err != nil {
-			return
+			return err
 		}
 		frame, oob = frame[n:], nil
 	}
+	return nil
 }

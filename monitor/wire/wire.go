@@ -177,7 +177,7 @@ type Init struct {
 	Seccomp      []byte   `json:",omitempty"` // struct sock_filter array, native byte order
 	SeccompFlags uint32   `json:",omitempty"` // SECCOMP_FILTER_FLAG_*
 	Rlimits      []Rlimit `json:",omitempty"`
-	OOMScoreAdj  *int     `json:",omitempty"` // clamped where CAP_SYS_RESOURCE is missing
+	OOMScoreAdj  *int     `json:",omitempty"` // nil: 0, for an exec the container's; clamped where CAP_SYS_RESOURCE is missing
 }
 
 // Root is the container's root filesystem. With Lower it is an overlay that init mounts in its own mount namespace, so

@@ -9,7 +9,10 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,8 +31,9 @@ const (
 	SourceAnnotation = "worknode.dev/source"
 
 	manager = "worknode-manifests"
-	settle  = 30 * time.Millisecond // editors write in several steps
-	rescan  = time.Minute           // for file systems that report no changes
+	settle  = 30 * time.Millisecond  // editors write in several steps
+	young   = 250 * time.Millisecond // a file changed so lately may be half written: nothing is deleted for what it lacks
+	rescan  = time.Minute            // for file systems that report no changes
 )
 
 type key struct {
@@ -67,11 +71,13 @@ func (k *Keeper) Run(ctx context.Context, first func()) {
 	defer stop()
 	deleted, stopDeleted := k.deletions(ctx)
 	defer stopDeleted()
-	k.pass()
+	var quiet <-chan time.Time
+	if again := k.pass(); again > 0 {
+		quiet = time.After(again)
+	}
 	first()
 	tick := time.NewTicker(rescan)
 	defer tick.Stop()
-	var quiet <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -84,7 +90,9 @@ func (k *Keeper) Run(ctx context.Context, first func()) {
 			quiet = nil
 		case <-tick.C:
 		}
-		k.pass()
+		if again := k.pass(); again > 0 {
+			quiet = time.After(again)
+		}
 	}
 }
 
@@ -162,8 +170,9 @@ func (k *Keeper) deletions(ctx context.Context) (<-chan struct{}, func()) {
 	return gone, stop
 }
 
-// pass makes the objects what the files say now.
-func (k *Keeper) pass() {
+// pass makes the objects what the files say now. It returns when to look again at the latest, zero for only after a
+// change.
+func (k *Keeper) pass() (again time.Duration) {
 	docs, problems := readDir(k.dir)
 	broken := map[string]bool{} // documents that are there but cannot be read now: what they declared stays
 	for _, p := range problems {
@@ -188,10 +197,11 @@ func (k *Keeper) pass() {
 			}
 		}
 	}
-	if !unread(problems) {
-		k.prune(want, broken)
+	if !unread(problems) && k.prune(want, broken) {
+		again = young
 	}
 	k.tell(problems)
+	return again
 }
 
 // unread says that a file could not be read, so that what it declares is unknown: then nothing is deleted.
@@ -276,8 +286,8 @@ func (d document) line(err error) int {
 }
 
 // prune deletes the objects whose declaration is gone, those of an earlier supervisor's time too. An object whose
-// document is broken for now keeps its old state.
-func (k *Keeper) prune(want map[key]document, broken map[string]bool) {
+// document is broken for now keeps its old state; one whose file is being written waits, and prune says so.
+func (k *Keeper) prune(want map[key]document, broken map[string]bool) (waits bool) {
 	for _, r := range slices.Backward(store.All) {
 		items, _ := k.objects.List(r, "")
 		for _, item := range items {
@@ -285,6 +295,10 @@ func (k *Keeper) prune(want map[key]document, broken map[string]bool) {
 			at := key{r, types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}}
 			source := o.GetAnnotations()[SourceAnnotation]
 			if _, declared := want[at]; source == "" || declared || broken[source] || o.GetDeletionTimestamp() != nil {
+				continue
+			}
+			if k.beingWritten(source) {
+				waits = true
 				continue
 			}
 			if ns, is := o.(*v1.Namespace); is && ns.Status.Phase == v1.NamespaceTerminating {
@@ -296,6 +310,14 @@ func (k *Keeper) prune(want map[key]document, broken map[string]bool) {
 			delete(k.applied, at)
 		}
 	}
+	return waits
+}
+
+// beingWritten says that the file of a source is there and has changed a moment ago.
+func (k *Keeper) beingWritten(source string) bool {
+	file, _, _ := strings.Cut(source, "#")
+	st, err := os.Stat(filepath.Join(k.dir, file))
+	return err == nil && time.Since(st.ModTime()) < young
 }
 
 // tell logs each problem once for as long as it lasts.

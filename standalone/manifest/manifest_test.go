@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -141,6 +142,23 @@ func TestAFileIsKeptAppliedAndOthersFieldsStay(t *testing.T) {
 	w.write("s.yaml", "")
 	if w.configMap("settings") != nil || len(w.keeper.Problems()) != 0 {
 		t.Error("the object outlives its file")
+	}
+}
+
+// An editor truncates a file before it writes it: what it declared must outlive that moment.
+func TestATruncatedFileDeletesNothingAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.write("s.yaml", settings)
+	w.write("s.yaml", "# nothing yet")
+	if w.configMap("settings") == nil {
+		t.Fatal("the object went with the first half of a write")
+	}
+	old := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(filepath.Join(w.dir, "s.yaml"), old, old); err != nil {
+		t.Fatal(err)
+	}
+	if again := w.keeper.pass(); again != 0 || w.configMap("settings") != nil {
+		t.Errorf("the object stays although its document is gone for good")
 	}
 }
 

@@ -9,6 +9,7 @@
 package monitor
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -100,13 +102,29 @@ func Run(opts Options) error {
 // tune makes the process small and hard to end by accident.
 func tune() {
 	unix.Setsid() // fails for a session leader, which is as good
-	// Where huge pages are always on, a heap of one megabyte would cost two to four. init takes this back for workloads.
-	unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
+	smallPages()
 	debug.SetGCPercent(40)
 	debug.SetMemoryLimit(24 << 20)
 	runtime.GOMAXPROCS(min(runtime.GOMAXPROCS(0), 4))
 	// The last to be chosen by the OOM killer; init puts the workload's own score. Denied without CAP_SYS_RESOURCE.
 	os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
+}
+
+// smallPages runs this binary anew without huge pages: where they are always on, a heap of one megabyte costs two to
+// four. The Go runtime has touched its heap before we are asked, but the wish survives execve. init takes it back, so
+// that workloads do not inherit it. Source: kernel transhuge.rst; prctl(2), PR_SET_THP_DISABLE.
+func smallPages() {
+	mode, err := os.ReadFile("/sys/kernel/mm/transparent_hugepage/enabled")
+	if err != nil || !bytes.Contains(mode, []byte("[always]")) {
+		return
+	}
+	if off, err := unix.PrctlRetInt(unix.PR_GET_THP_DISABLE, 0, 0, 0, 0); err != nil || off != 0 {
+		return
+	}
+	if unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0) == nil {
+		err := syscall.Exec("/proc/self/exe", os.Args, os.Environ())
+		slog.Warn("the monitor keeps huge pages and costs more memory", "error", err)
+	}
 }
 
 // ownBinary names this binary through a read-only mount of its own that nobody else sees: a container that manages to

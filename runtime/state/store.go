@@ -43,12 +43,18 @@ func Open(dir string) (s *Store, bad []error, err error) {
 		}
 	}
 	bad = append(bad, read(filepath.Join(dir, "sandboxes"), func(v *Sandbox) (string, bool) {
+		if v.Config == nil {
+			return v.ID, false
+		}
 		s.sandboxes[v.ID] = v
-		return v.ID, v.Config != nil
+		return v.ID, true
 	})...)
 	bad = append(bad, read(filepath.Join(dir, "containers"), func(v *Container) (string, bool) {
+		if v.Config == nil || v.Sandbox == "" {
+			return v.ID, false
+		}
 		s.containers[v.ID] = v
-		return v.ID, v.Config != nil && v.Sandbox != ""
+		return v.ID, true
 	})...)
 	for id, c := range s.containers {
 		if s.sandboxes[c.Sandbox] == nil {

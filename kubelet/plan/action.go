@@ -43,7 +43,10 @@ type (
 	RemoveCgroup struct{}
 
 	// EnsureImage finds a container's image in the runtime, or pulls it, as the pull policy says.
-	EnsureImage struct{ Container string }
+	EnsureImage struct {
+		Container string
+		Image     string // as the spec names it; a running pod may change it
+	}
 
 	// StartContainer creates an attempt and starts it; with an ID it starts one that exists.
 	StartContainer struct {

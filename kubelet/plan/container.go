@@ -124,8 +124,8 @@ func (p *planner) pending() *v1.ContainerStateWaiting {
 
 // trouble is the reason a container waits for because an action failed, nil if none did.
 func (p *planner) trouble(spec *v1.Container) *v1.ContainerStateWaiting {
-	for _, key := range [...]string{"start/" + spec.Name, "image/" + spec.Name} {
-		b := state.Find(p.have.Broken, key)
+	for _, a := range [...]Action{StartContainer{Container: spec.Name}, EnsureImage{spec.Name, spec.Image}} {
+		b := broken(p.have, a)
 		if b == nil || b.Reason == "" {
 			continue
 		}

@@ -70,12 +70,21 @@ func (p *planner) try(a Action) bool {
 	if p.have.Busy(key) {
 		return false
 	}
-	if b := state.Find(p.have.Broken, key); b != nil && p.now.Before(b.RetryAt) {
+	if b := broken(p.have, a); b != nil && p.now.Before(b.RetryAt) {
 		p.wake(b.RetryAt)
 		return false
 	}
 	p.Do = append(p.Do, a)
 	return true
+}
+
+// broken finds the failure of an action; that of another image does not count.
+func broken(h *state.Have, a Action) *state.Broken {
+	b := state.Find(h.Broken, a.Key())
+	if image, is := a.(EnsureImage); is && b != nil && b.Of != image.Image {
+		return nil
+	}
+	return b
 }
 
 // wake asks to plan again at t, if nothing happens before.

@@ -107,7 +107,10 @@ func Finish(h *state.Have, a Action, r Result, now time.Time) []Say {
 		return praise(a, r)
 	}
 	b := state.Broken{Count: 1, At: now, Kind: r.Kind, Cause: r.Failed}
-	if old := state.Find(h.Broken, key); old != nil {
+	if image, is := a.(EnsureImage); is {
+		b.Of = image.Image
+	}
+	if old := broken(h, a); old != nil {
 		b.Count = old.Count + 1
 	}
 	b.RetryAt = now.Add(wait(a, b))

@@ -122,7 +122,7 @@ func (p *planner) images() {
 }
 
 func (p *planner) image(spec *v1.Container, init bool) {
-	if state.Find(p.have.Images, spec.Name) != nil || p.have.Busy("start/"+spec.Name) {
+	if p.found(spec) != nil || p.have.Busy("start/"+spec.Name) {
 		return
 	}
 	c := p.have.Newest(spec.Name)
@@ -139,7 +139,15 @@ func (p *planner) image(spec *v1.Container, init bool) {
 			return
 		}
 	}
-	p.try(EnsureImage{spec.Name})
+	p.try(EnsureImage{spec.Name, spec.Image})
+}
+
+// found is the container's image, if it was ensured since the spec names that one.
+func (p *planner) found(spec *v1.Container) *state.Image {
+	if img := state.Find(p.have.Images, spec.Name); img != nil && img.Name == spec.Image {
+		return img
+	}
+	return nil
 }
 
 // initialized says whether the pod got as far as starting its main containers in this sandbox: init containers never
@@ -266,7 +274,7 @@ func (p *planner) tend(spec *v1.Container, c *state.Container, init bool) {
 
 // start plans the start of an attempt: of the given one if the runtime has it already, else of the next.
 func (p *planner) start(spec *v1.Container, c *state.Container, backoff time.Duration) {
-	img := state.Find(p.have.Images, spec.Name)
+	img := p.found(spec)
 	a := StartContainer{Container: spec.Name, Sandbox: p.have.Sandbox, Backoff: backoff}
 	if c != nil {
 		a.ID, a.Attempt, a.Backoff = c.ID, c.Attempt, c.Backoff

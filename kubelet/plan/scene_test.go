@@ -193,7 +193,7 @@ func (s *stage) setHave(w string) {
 		Finish(h, keyed(value), Result{}, s.now)
 	case "broken":
 		k, reason, _ := strings.Cut(value, ":")
-		b := state.Broken{Count: 1, At: s.now, RetryAt: s.now.Add(10 * time.Second), Kind: fault.NotFound, Cause: state.Cause{Reason: reason, Message: "it is not there"}}
+		b := state.Broken{Count: 1, At: s.now, RetryAt: s.now.Add(10 * time.Second), Kind: fault.NotFound, Of: "i", Cause: state.Cause{Reason: reason, Message: "it is not there"}}
 		h.Broken = state.Put(h.Broken, k, b)
 	case "removed":
 		if c := h.Newest(value); c != nil {

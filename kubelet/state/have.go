@@ -41,6 +41,7 @@ type Broken struct {
 	At      time.Time
 	RetryAt time.Time
 	Kind    fault.Kind
+	Of      string // the image, if that is what could not be had: another one has not failed
 	Cause
 }
 

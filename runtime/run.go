@@ -121,7 +121,7 @@ func (l *loop) open(ctx context.Context) (err error) {
 		return err
 	}
 	var bad []error
-	if l.store, bad, err = state.Open(filepath.Join(l.opt.Run, "state")); err != nil {
+	if l.store, bad, err = state.Open(l.hands.Records()); err != nil {
 		return err
 	}
 	for _, b := range bad {
@@ -139,27 +139,32 @@ func (l *loop) open(ctx context.Context) (err error) {
 		return err
 	}
 	l.keeper, err = act.OpenKeeper(ctx, act.KeeperConfig{
-		Socket: l.opt.monitorSocket(), Binary: l.opt.Monitor, State: filepath.Join(l.opt.Run, "monitor"), Log: filepath.Join(l.opt.Run, "monitor.log"),
+		Socket: l.opt.monitorSocket(), Binary: l.opt.Monitor, State: l.hands.MonitorState(), Log: filepath.Join(l.opt.Run, "monitor.log"),
 	})
 	return err
 }
 
 // close lets go of what the next start opens again. When no sandbox is left it also takes down what serves sandboxes
-// only: the network, the monitor and the folder of pins, so that an orderly end leaves nothing behind.
+// only: the network, the monitor, cgroup and live folder, so that an orderly end leaves nothing behind.
 func (l *loop) close() {
 	empty := len(l.store.Sandboxes()) == 0
 	if empty {
 		ctx, stop := context.WithTimeout(context.Background(), closeLimit)
 		defer stop()
-		if err := l.keeper.Quit(ctx); err != nil {
-			slog.Warn("monitor stays", "error", err)
+		for what, err := range map[string]error{
+			"monitor": l.keeper.Quit(ctx), "cgroup": l.hands.EndCgroup(l.opt.CgroupRoot),
+		} {
+			if err != nil {
+				slog.Warn("something stays behind", "what", what, "error", err)
+			}
 		}
-		l.hands.Leave()
-		l.hands.EndCgroup(l.opt.CgroupRoot)
+		if err := l.hands.Leave(); err != nil {
+			slog.Warn("live folder stays behind", "error", err)
+		}
 	}
 	if l.net != nil {
 		if err := l.net.Close(empty); err != nil {
-			slog.Warn("pod network stays", "error", err)
+			slog.Warn("pod network stays behind", "error", err)
 		}
 	}
 	l.images.Close()

@@ -38,7 +38,7 @@ func Open(root, run string) (*Hands, error) {
 	if err := os.MkdirAll(h.layers(), 0o711); err != nil {
 		return nil, fault.Hint(fault.New(fault.Denied, "runtime folder: %w", err), "root and run folders must be writable")
 	}
-	if err := h.podPlace(); err != nil {
+	if err := h.livePlace(); err != nil {
 		return nil, fault.New(fault.Denied, "runtime folder: %w", err)
 	}
 	h.Host = plan.Host{CgroupV2: tree.V2(), Caps: ownCaps()}
@@ -48,10 +48,11 @@ func Open(root, run string) (*Hands, error) {
 	return h, nil
 }
 
-// podPlace makes run/pods a private tmpfs. The mounts of a hundred pods below it (pins, shared memory) are then never
-// propagated into the mount namespaces that follow the host's.
-func (h *Hands) podPlace() error {
-	dir := h.pods()
+// livePlace makes run/live a private tmpfs: records are then written at the speed of memory wherever the run folder
+// lies, and the mounts of a hundred pods below it (pins, shared memory) are never propagated into the mount namespaces
+// that follow the host's.
+func (h *Hands) livePlace() error {
+	dir := h.live()
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return err
 	}
@@ -59,25 +60,31 @@ func (h *Hands) podPlace() error {
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(points, func(p mount.Point) bool { return p.Path == dir }) {
-		return nil
-	}
-	if err := mount.Tmpfs(dir, "mode=711,size=64m", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC); err != nil {
-		return err
+	if !slices.ContainsFunc(points, func(p mount.Point) bool { return p.Path == dir }) {
+		if err := mount.Tmpfs(dir, "mode=711,size=256m", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC); err != nil {
+			return err
+		}
 	}
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return mount.Change(int(f.Fd()), 0, unix.MS_PRIVATE, false)
+	if err := mount.Change(int(f.Fd()), 0, unix.MS_PRIVATE, false); err != nil {
+		return err
+	}
+	return os.MkdirAll(h.pods(), 0o711)
 }
 
-// Leave removes the private mount if no sandbox is left in it, for an end without remains.
-func (h *Hands) Leave() {
-	if left, err := os.ReadDir(h.pods()); err == nil && len(left) == 0 {
-		mount.Detach(h.pods())
+// Leave removes the tmpfs if no sandbox is left in it, for an end without remains.
+func (h *Hands) Leave() error {
+	if left, err := os.ReadDir(h.pods()); err != nil || len(left) > 0 {
+		return err
 	}
+	if err := mount.Detach(h.live()); err != nil {
+		return err
+	}
+	return os.Remove(h.live())
 }
 
 // layers is where writable layers lie, one folder a container.
@@ -86,7 +93,15 @@ func (h *Hands) layers() string { return filepath.Join(h.Root, "containers") }
 // Layer is the folder of a container's writable layer: upper and work below it.
 func (h *Hands) Layer(id string) string { return filepath.Join(h.layers(), id) }
 
-func (h *Hands) pods() string { return filepath.Join(h.Run, "pods") }
+func (h *Hands) live() string { return filepath.Join(h.Run, "live") }
+
+func (h *Hands) pods() string { return filepath.Join(h.live(), "pods") }
+
+// Records is the folder of the state store.
+func (h *Hands) Records() string { return filepath.Join(h.live(), "state") }
+
+// MonitorState is the folder of the monitor's exit records.
+func (h *Hands) MonitorState() string { return filepath.Join(h.live(), "monitor") }
 
 // Shared is the folder of what a sandbox's containers share: files, shared memory, pinned namespaces.
 func (h *Hands) Shared(id string) string { return filepath.Join(h.pods(), id) }

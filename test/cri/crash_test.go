@@ -2,12 +2,15 @@ package cri
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"worknode/kernel/mount"
 )
 
 // counted checks that a log holds the numbers 1, 2, 3 … without a gap, a double or a torn line, and returns the last.
@@ -125,4 +128,33 @@ func TestStopOutlivesRuntime(t *testing.T) {
 	if s := n.exited(id); s.ExitCode != 137 {
 		t.Errorf("status %v", s)
 	}
+}
+
+// TestCleanup: what a killed runtime left, running containers included, goes by one call.
+func TestCleanup(t *testing.T) {
+	n := newNode(t)
+	box := n.podConfig()
+	pod := n.runPod(box)
+	n.run(pod, box, config("long", "sleep 4567"))
+	n.killRuntime()
+	n.extra = []string{"WORKNODE_TEST_CLEANUP=1"}
+	n.launch()
+	if err := n.cmd.Wait(); err != nil {
+		t.Fatalf("cleanup: %v", err)
+	}
+	n.extra = nil
+	if left, err := mount.Below(n.dir + "/run"); err != nil || len(left) > 0 {
+		t.Errorf("mounts left: %v %v", left, err)
+	}
+	n.until("the monitor's end", func() bool { return n.monitorPid() == 0 })
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if line, err := os.ReadFile("/proc/" + e.Name() + "/cmdline"); err == nil && strings.Contains(string(line), "4567") {
+			t.Errorf("process %s is left: %q", e.Name(), line)
+		}
+	}
+	n.start() // for the clean-up that follows every test
 }

@@ -139,7 +139,7 @@ func TestLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("removed in %s", time.Since(start))
-	for _, d := range []string{"run/pods", "run/state/sandboxes", "run/state/containers", "root/containers"} {
+	for _, d := range []string{"run/live/pods", "run/live/state/sandboxes", "run/live/state/containers", "root/containers"} {
 		left, err := os.ReadDir(n.dir + "/" + d)
 		if err != nil || len(left) > 0 {
 			t.Errorf("%s holds %v, %v", d, left, err)

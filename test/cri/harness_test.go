@@ -60,7 +60,11 @@ func serve(dir string) {
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	err := runtime.Run(ctx, runtime.Options{
+	do := runtime.Run
+	if os.Getenv("WORKNODE_TEST_CLEANUP") != "" {
+		do = runtime.Cleanup
+	}
+	err := do(ctx, runtime.Options{
 		Root: filepath.Join(dir, "root"), Run: filepath.Join(dir, "run"), Monitor: os.Getenv("WORKNODE_TEST_MONITOR"),
 		CgroupRoot: "/wn-test-" + filepath.Base(dir), ImageDir: filepath.Join(dir, "images"),
 		Bridge: network.Config{Bridge: "wn0", Subnet: netip.MustParsePrefix("10.88.0.0/24")},
@@ -164,7 +168,8 @@ type node struct {
 	conn   *grpc.ClientConn
 	cri    cri.RuntimeServiceClient
 	images cri.ImageServiceClient
-	pod    int // counter for names
+	pod    int      // counter for names
+	extra  []string // more environment for the next start
 }
 
 // newNode starts a runtime with the image imported; at the end of the test it proves that nothing is left.
@@ -195,8 +200,8 @@ func newNode(t *testing.T) *node {
 
 func (n *node) netns() string { return filepath.Join(n.dir, "netns", "net") }
 
-// start runs the runtime and waits until it answers.
-func (n *node) start() {
+// launch runs the runtime's process.
+func (n *node) launch() {
 	n.t.Helper()
 	log, err := os.OpenFile(filepath.Join(n.dir, "runtime.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -209,11 +214,19 @@ func (n *node) start() {
 	}
 	n.cmd = exec.Command("nsenter", "--net="+n.netns(), self)
 	n.cmd.Env = append(os.Environ(), "WORKNODE_TEST_RUNTIME="+n.dir, "WORKNODE_TEST_MONITOR="+monitorBinary)
+	n.cmd.Env = append(n.cmd.Env, n.extra...)
 	n.cmd.Stdout, n.cmd.Stderr = log, log
 	if err := n.cmd.Start(); err != nil {
 		n.t.Fatal(err)
 	}
+}
+
+// start runs the runtime and waits until it answers.
+func (n *node) start() {
+	n.t.Helper()
+	n.launch()
 	if n.conn == nil {
+		var err error
 		socket := filepath.Join(n.dir, "run", "runtime.sock")
 		n.conn, err = grpc.NewClient("passthrough:///cri", grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {

@@ -101,12 +101,12 @@ func (t *bundle) find(name string) (entry, bool) {
 	return entry{}, false
 }
 
-func (t *bundle) open(name string) (io.Reader, error) {
+func (t *bundle) open(name string) (io.ReadCloser, error) {
 	e, ok := t.find(name)
 	if !ok {
 		return nil, fault.New(fault.Invalid, "entry %q is missing", name)
 	}
-	return io.NewSectionReader(t.r, e.at, e.size), nil
+	return io.NopCloser(io.NewSectionReader(t.r, e.at, e.size)), nil
 }
 
 // document reads a small entry.

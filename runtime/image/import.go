@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"time"
-
-	"github.com/opencontainers/go-digest"
 
 	"worknode/fault"
 )
@@ -134,34 +131,10 @@ func (s *Store) unpackImage(ctx context.Context, w wanted) (*record, []string, e
 			r.Digests = with(r.Digests, d)
 		}
 	}
-	if len(w.layers) == 0 {
-		// overlayfs needs something to stand on.
-		w.layers = []blob{{name: "(none)", diff: digest.FromBytes(nil), open: func() (io.Reader, error) { return eof{}, nil }}}
-	}
-	var held, stack []string
-	var chain digest.Digest
-	for _, b := range w.layers {
-		if chain == "" {
-			chain = b.diff
-		} else {
-			chain = digest.FromString(chain.String() + " " + b.diff.String())
-		}
-		name, err := s.ensureLayer(ctx, b, chain, stack)
-		if err != nil {
-			return nil, held, err
-		}
-		held = append(held, name)
-		// overlayfs refuses a directory twice. The upper one decides: it hides and shows the same as the pair.
-		stack = slices.DeleteFunc(stack, func(e string) bool { return e == name })
-		stack = slices.Insert(stack, 0, name)
-	}
+	stack, held, err := s.stack(ctx, w.layers)
 	r.Layers = stack
-	return r, held, nil
+	return r, held, err
 }
-
-type eof struct{}
-
-func (eof) Read([]byte) (int, error) { return 0, io.EOF }
 
 // enter puts complete images into the table, all of them or none.
 func (s *Store) enter(fresh []*record) ([]Image, error) {

@@ -10,9 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/pkg/archive"
@@ -29,59 +32,17 @@ const (
 	maxInodes  = 4 << 20
 	maxTail    = 64 << 20  // bytes after the tar's end, which some tools pad
 	maxWindow  = 128 << 20 // bytes of zstd history
-	minFree    = 16 << 20  // bytes: smaller files are not checked against the free space one by one
+	checkEvery = 16 << 20  // bytes written between two looks at the free space
+	reserve    = 64 << 20  // bytes that are left free, or a fiftieth of a small disk
 	overlayTag = "trusted.overlay."
 )
 
-// blob is one layer as it lies in an archive.
+// blob is one layer as it lies in an archive or a registry.
 type blob struct {
-	name   string        // entry in the archive, for errors
+	name   string        // entry in the archive or digest in the registry, for errors
 	digest digest.Digest // of the bytes as they lie; empty if only the diff id is known
 	diff   digest.Digest // of the tar inside
-	open   func() (io.Reader, error)
-}
-
-// ensureLayer returns the name of the layer on disk, unpacking it if no image brought it yet, and holds it (see held).
-// Unpackings of one layer by several imports are one: the others wait for it. below are the layers under it, topmost
-// first; chain is its chain id.
-func (s *Store) ensureLayer(ctx context.Context, b blob, chain digest.Digest, below []string) (string, error) {
-	for {
-		s.mu.Lock()
-		for name, l := range s.t.Layers {
-			if l.Diff == b.diff && (l.Chain == "" || l.Chain == chain) {
-				s.held[name]++
-				s.mu.Unlock()
-				return name, nil
-			}
-		}
-		other := s.busy[b.diff.String()]
-		if other == nil {
-			break
-		}
-		s.mu.Unlock()
-		select {
-		case <-other:
-		case <-ctx.Done():
-			return "", ctx.Err()
-		}
-	}
-	done := make(chan struct{})
-	s.busy[b.diff.String()] = done
-	s.mu.Unlock()
-
-	dir, l, err := s.unpackBlob(ctx, b, below)
-
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.busy, b.diff.String())
-	close(done)
-	if err != nil {
-		return "", err
-	}
-	if l.Chain != "" {
-		l.Chain = chain
-	}
-	return s.adoptLayer(dir, l)
+	open   func(ctx context.Context) (io.ReadCloser, error)
 }
 
 // adoptLayer gives an unpacked directory its place. The caller holds mu.
@@ -107,7 +68,7 @@ func (s *Store) adoptLayer(dir string, l *layer) (string, error) {
 	}
 }
 
-// unhold lets go of layers that ensureLayer returned.
+// unhold lets go of layers that bring returned.
 func (s *Store) unhold(names []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,30 +80,41 @@ func (s *Store) unhold(names []string) {
 }
 
 // unpackBlob unpacks a layer below staging and checks its digests; on error nothing of it is left.
-// The layer's Chain is set (the caller knows to what) if it needs the layers below for the modes of directories.
-func (s *Store) unpackBlob(ctx context.Context, b blob, below []string) (string, *layer, error) {
-	dir, err := s.stagingDir("layer-")
-	if err != nil {
-		return "", nil, writeFault(err, "layer %s: %w", b.name, err)
-	}
-	l, err := s.unpackInto(ctx, dir, b, below)
-	if err != nil {
+// A source that can be asked elsewhere (Rejecter) is asked once more per refusal when the content is wrong.
+func (s *Store) unpackBlob(ctx context.Context, b blob) (*staged, error) {
+	for {
+		dir, err := s.stagingDir("layer-")
+		if err != nil {
+			return nil, writeFault(err, "layer %s: %w", b.name, err)
+		}
+		raw, err := b.open(ctx)
+		if err != nil {
+			os.RemoveAll(dir)
+			return nil, err
+		}
+		st, err := s.unpackInto(ctx, dir, b, raw)
+		raw.Close()
+		if err == nil {
+			return st, nil
+		}
 		os.RemoveAll(dir)
-		return "", nil, err
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		again, ok := raw.(Rejecter)
+		if !ok || !fault.Is(err, fault.Invalid) || !again.Reject() {
+			return nil, err
+		}
+		slog.Warn("layer is damaged, asking another host", "layer", b.name, "error", err)
 	}
-	return dir, l, nil
 }
 
-func (s *Store) unpackInto(ctx context.Context, dir string, b blob, below []string) (*layer, error) {
-	raw, err := b.open()
-	if err != nil {
-		return nil, err
-	}
+func (s *Store) unpackInto(ctx context.Context, dir string, b blob, from io.Reader) (*staged, error) {
 	whole := sha256.New()
-	raw = io.TeeReader(raw, whole)
+	var raw io.Reader = &failing{r: io.TeeReader(from, whole)}
 	plain, closer, packed, err := expand(raw)
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "layer %s: %w", b.name, err)
+		return nil, b.blame(raw, fault.New(fault.Invalid, "layer %s: %w", b.name, err))
 	}
 	defer closer()
 	inner := whole
@@ -150,20 +122,16 @@ func (s *Store) unpackInto(ctx context.Context, dir string, b blob, below []stri
 		inner = sha256.New()
 		plain = io.TeeReader(plain, inner)
 	}
-	parents := make([]string, len(below))
-	for i, name := range below {
-		parents[i] = filepath.Join(s.Base(), name)
-	}
-	l, err := unpack(ctx, dir, plain, parents)
+	st, err := unpack(ctx, dir, plain)
 	if err != nil {
-		return nil, fmt.Errorf("layer %s: %w", b.name, err)
+		return nil, b.blame(raw, fmt.Errorf("layer %s: %w", b.name, err))
 	}
 	// The digests cover what lies behind the tar's end marker, too.
 	if n, err := io.Copy(io.Discard, io.LimitReader(plain, maxTail)); err != nil || n == maxTail {
-		return nil, fault.New(fault.Invalid, "layer %s: after the last file: %w", b.name, cmp.Or(err, errors.New("too many stray bytes")))
+		return nil, b.blame(raw, fault.New(fault.Invalid, "layer %s: after the last file: %w", b.name, cmp.Or(err, errors.New("too many stray bytes"))))
 	}
 	if _, err := io.Copy(io.Discard, raw); err != nil {
-		return nil, fault.New(fault.Invalid, "layer %s: after the last file: %w", b.name, err)
+		return nil, b.blame(raw, fault.New(fault.Invalid, "layer %s: after the last file: %w", b.name, err))
 	}
 	if got := digest.NewDigest(digest.SHA256, whole); b.digest != "" && got != b.digest {
 		return nil, damaged(b.name, "content", got, b.digest)
@@ -171,13 +139,36 @@ func (s *Store) unpackInto(ctx context.Context, dir string, b blob, below []stri
 	if got := digest.NewDigest(digest.SHA256, inner); got != b.diff {
 		return nil, damaged(b.name, "unpacked content", got, b.diff)
 	}
-	l.Diff, l.Unsynced = b.diff, s.boot
-	return l, nil
+	st.l.Diff, st.l.Unsynced = b.diff, s.boot
+	return st, nil
+}
+
+// failing remembers why its source ended: what reads through a decoder and a tar cannot tell a broken network from
+// broken content.
+type failing struct {
+	r   io.Reader
+	err error
+}
+
+func (f *failing) Read(p []byte) (int, error) {
+	n, err := f.r.Read(p)
+	if err != nil && err != io.EOF {
+		f.err = err
+	}
+	return n, err
+}
+
+// blame puts the source's own error in place of what its readers made of it.
+func (b blob) blame(raw io.Reader, err error) error {
+	if f, ok := raw.(*failing); ok && f.err != nil {
+		return fmt.Errorf("layer %s: %w", b.name, f.err)
+	}
+	return err
 }
 
 func damaged(name, what string, got, want digest.Digest) error {
 	err := fault.New(fault.Invalid, "layer %s: %s has digest %s, the image says %s", name, what, got, want)
-	return fault.Hint(err, "the file is damaged: build or copy it again")
+	return fault.Hint(err, "the content is damaged: build, copy or push it again")
 }
 
 // expand recognises gzip and zstd by their first bytes; packed says that it found one. closer frees the decoder.
@@ -208,16 +199,19 @@ func expand(r io.Reader) (plain io.Reader, closer func(), packed bool, err error
 
 // unpack writes the files of a layer tar below dir, which no one else changes meanwhile.
 // Source: OCI image-spec layer.md; kernel overlayfs document, "whiteouts and opaque directories".
-func unpack(ctx context.Context, dir string, r io.Reader, parents []string) (*layer, error) {
-	c := &checks{dir: dir, listed: map[string]bool{".": true}, whited: map[string]bool{}, l: &layer{}}
+//
+// It needs no other layer, so that layers can be unpacked side by side; see staged.inherit for what is left to do.
+func unpack(ctx context.Context, dir string, r io.Reader) (*staged, error) {
+	c := &checks{dir: dir, listed: map[string]bool{".": true}, implied: map[string]bool{}, whited: map[string]bool{}, l: &layer{}}
+	c.unchecked = checkEvery // so that the first file is checked
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, err
 	}
 	_, err := archive.Apply(ctx, dir, r,
-		archive.WithFilter(c.entry), archive.WithConvertWhiteout(c.whiteout), archive.WithParents(parents))
+		archive.WithFilter(c.entry), archive.WithConvertWhiteout(c.whiteout))
 	switch {
 	case err == nil:
-		return c.l, nil
+		return &staged{dir: dir, l: c.l, listed: c.listed, implied: slices.Sorted(maps.Keys(c.implied))}, nil
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case c.last == "":
@@ -237,8 +231,12 @@ type checks struct {
 	dir    string
 	last   string          // name of the entry at hand, as the tar spells it
 	listed map[string]bool // directories with an entry of their own
-	whited map[string]bool // paths on disk that hold a whiteout of this layer
-	l      *layer
+	// implied are directories that have files in this layer, and no entry so far.
+	implied map[string]bool
+	whited  map[string]bool // paths on disk that hold a whiteout of this layer
+	l       *layer
+	// unchecked is what was written since the free space was looked at.
+	unchecked int64
 }
 
 // entry is archive.Filter.
@@ -260,11 +258,12 @@ func (c *checks) entry(h *tar.Header) (bool, error) {
 	if c.l.Inodes++; c.l.Inodes > maxInodes {
 		return false, fault.New(fault.Invalid, "the layer has more than %d files", maxInodes)
 	}
-	if !c.listed[path.Dir(name)] {
-		c.l.Chain = "implied"
+	for up := path.Dir(name); !c.listed[up] && !c.implied[up]; up = path.Dir(up) {
+		c.implied[up] = true
 	}
 	if h.Typeflag == tar.TypeDir {
 		c.listed[name] = true
+		delete(c.implied, name)
 	}
 	if err := c.room(h); err != nil {
 		return false, err
@@ -278,21 +277,32 @@ func (c *checks) entry(h *tar.Header) (bool, error) {
 	return true, nil
 }
 
-// room counts the entry's bytes and refuses what cannot fit: a sparse entry may claim exabytes in a few bytes.
+// room counts the entry's bytes and refuses what cannot fit: a sparse entry may claim exabytes in a few bytes, and a small
+// blob may unpack to more than the disk has. Some space is left, so that the node's other work goes on.
 func (c *checks) room(h *tar.Header) error {
-	if h.Size > minFree {
-		var st unix.Statfs_t
-		if err := unix.Statfs(c.dir, &st); err == nil && h.Size > int64(st.Bavail)*st.Bsize {
-			err := fault.New(fault.Exhausted, "it has %d bytes, the disk has %d free", h.Size, int64(st.Bavail)*st.Bsize)
+	bytes := (h.Size + 4095) &^ 4095
+	if h.Typeflag == tar.TypeDir {
+		bytes += 4096
+	}
+	if c.unchecked += bytes; c.unchecked >= checkEvery || h.Size < 0 {
+		c.unchecked = 0
+		if free, err := freeSpace(c.dir); err == nil && (h.Size < 0 || bytes > free) {
+			err := fault.New(fault.Exhausted, "it has %d bytes, the disk has %d free", h.Size, free)
 			return fault.Hint(err, "free space below the runtime's root, if the image is sound")
 		}
 	}
 	c.l.Size += h.Size
-	c.l.Disk += (h.Size + 4095) &^ 4095
-	if h.Typeflag == tar.TypeDir {
-		c.l.Disk += 4096
-	}
+	c.l.Disk += bytes
 	return nil
+}
+
+// freeSpace is how many bytes may be written at dir, less a reserve.
+func freeSpace(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, err
+	}
+	return max(int64(st.Bavail)*st.Bsize-min(reserve, int64(st.Blocks)*st.Bsize/50), 0), nil
 }
 
 func outside(name string) bool {

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"io"
 	"path"
 	"runtime"
@@ -85,7 +86,7 @@ func readDocker(t *bundle) ([]wanted, error) {
 			return nil, err
 		}
 		for _, name := range m.Layers {
-			w.layers = append(w.layers, blob{name: name, open: func() (io.Reader, error) { return t.open(name) }})
+			w.layers = append(w.layers, blob{name: name, open: func(context.Context) (io.ReadCloser, error) { return t.open(name) }})
 		}
 		if err := w.match(m.Config); err != nil {
 			return nil, err
@@ -238,7 +239,7 @@ func (r *ociReader) manifest(d ocispec.Descriptor, data []byte, names []string) 
 		if err != nil {
 			return err
 		}
-		w.layers = append(w.layers, blob{name: name, digest: l.Digest, open: func() (io.Reader, error) { return r.t.open(name) }})
+		w.layers = append(w.layers, blob{name: name, digest: l.Digest, open: func(context.Context) (io.ReadCloser, error) { return r.t.open(name) }})
 	}
 	if err := w.match(m.Config.Digest.String()); err != nil {
 		return err

@@ -81,6 +81,7 @@ type Store struct {
 	lock  *os.File
 	tasks *task.Group
 	dirty chan struct{} // asks for a sync of the file system
+	turns chan struct{} // one for each layer that is being unpacked
 
 	saving sync.Mutex // taken before mu: writes of the table keep their order
 
@@ -89,7 +90,7 @@ type Store struct {
 	dirs []*dirImport             // folders that are being watched
 	used map[string]int           // image id -> Use less Release
 	held map[string]int           // layer name -> imports that rely on it
-	busy map[string]chan struct{} // layer diff id -> closed when its unpacking ends
+	busy map[string]chan struct{} // "diff ID" or "chain ID" -> closed when that layer's unpacking, or its wait for a place, ends
 }
 
 // Open opens the store at root, making it if absent, and removes what a crash left unfinished.
@@ -99,7 +100,7 @@ type Store struct {
 func Open(root string) (*Store, error) {
 	s := &Store{
 		root: root, tasks: task.New(context.Background()), dirty: make(chan struct{}, 1),
-		used: map[string]int{}, held: map[string]int{}, busy: map[string]chan struct{}{},
+		turns: make(chan struct{}, perStore), used: map[string]int{}, held: map[string]int{}, busy: map[string]chan struct{}{},
 	}
 	if err := s.open(); err != nil {
 		if s.lock != nil {

@@ -68,8 +68,8 @@ func (s *Store) stack(ctx context.Context, layers []blob) (stack, held []string,
 				if i >= len(slots) {
 					return
 				}
-				if slots[i].bring(ctx, s); slots[i].err != nil {
-					cancel(slots[i].err) // one that fails ends the others at once, whichever it is
+				if err := slots[i].bring(ctx, s); err != nil {
+					cancel(err) // one that fails ends the others at once, whichever it is
 				}
 			}
 		})
@@ -120,9 +120,12 @@ func chains(layers []blob) []*slot {
 	return out
 }
 
-func (w *slot) bring(ctx context.Context, s *Store) {
+// bring fills the slot. Once done is closed the slot is the reader's.
+func (w *slot) bring(ctx context.Context, s *Store) error {
 	defer close(w.done)
-	w.name, w.st, w.err = s.bring(ctx, w.blob, w.chain)
+	name, st, err := s.bring(ctx, w.blob, w.chain)
+	w.name, w.st, w.err = name, st, err
+	return err
 }
 
 // bring returns the name of the layer on disk, held, or the layer unpacked but without a place, if it has to wait for

@@ -1,6 +1,7 @@
 package monitor_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -283,4 +284,39 @@ func TestKillAllOfAnExecSparesTheContainer(t *testing.T) {
 		pids, err := tree.Procs(n.group + "/c")
 		return err == nil && len(pids) == 2
 	})
+}
+
+// Whatever a client says, containers and other clients do not notice.
+func TestBadClientHarmsNobody(t *testing.T) {
+	n := newNode(t)
+	n.start(n.container("c", "sleep", "1000"))
+	say := func(data string) {
+		t.Helper()
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		if err := unix.Connect(fd, &unix.SockaddrUnix{Name: n.dir + "/s"}); err != nil {
+			t.Fatal(err)
+		}
+		unix.Write(fd, []byte(data))
+	}
+	for _, data := range []string{"", "x", "\xff\xff\xff\xff", "\x02\x00\x00\x00{}", "\x04\x00\x00\x00null", "\x40\x00\x00\x00{",
+		frameOf(`{"Seq":1,"Start":{}}`), frameOf(`{"Seq":1,"Start":{"ID":"x","Join":"c"}}`), frameOf(`{"Seq":1,"Attach":{"ID":"c","Stdin":true}}`),
+		frameOf(`{"Seq":1,"Adopt":{"Process":{"ID":"c"}}}`), frameOf(`{"Seq":1,"Adopt":{"Process":{"ID":"y","Pid":-1,"Files":["pidfd"]}}}`),
+		frameOf(`{"Seq":1,"Signal":{"ID":"c","Signal":999}}`), frameOf(`{"Seq":1,"List":{}}`)} {
+		say(data)
+	}
+	p, err := n.c.List(n.ctx())
+	if err != nil || len(p) == 0 || p[0].ID != "c" || p[0].Exit != nil {
+		t.Errorf("afterwards the monitor lists %+v (%v)", p, err)
+	}
+	if out, code := n.exec("e", "c", nil, "echo", "alive"); out != "alive\n" || code != 0 {
+		t.Errorf("exec printed %q, code %d", out, code)
+	}
+}
+
+func frameOf(body string) string {
+	return string(append(binary.LittleEndian.AppendUint32(nil, uint32(len(body))), body...))
 }

@@ -93,6 +93,7 @@ func Run(opts Options) error {
 			if errors.Is(err, os.ErrClosed) {
 				return err
 			}
+			<-time.After(100 * time.Millisecond) // the listener stays readable: no spinning
 			continue
 		}
 		m.serve(conn)

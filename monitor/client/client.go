@@ -15,6 +15,7 @@ import (
 
 	"worknode/fault"
 	"worknode/monitor/wire"
+	"worknode/task"
 )
 
 // Client is one connection. All methods may be called from several goroutines. When the monitor dies, every call
@@ -64,8 +65,9 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 	}
 	c := &Client{conn: conn, done: make(chan struct{}), calls: map[uint64]*call{}, stdin: map[string]*os.File{},
 		notify: make(chan struct{}, 1), out: make(chan wire.Exit)}
-	go c.readLoop()
-	go c.exitLoop()
+	tasks := task.New(context.Background()) // ended by the connection's end, not by a context
+	tasks.Go("read from monitor", func(context.Context) { c.readLoop() })
+	tasks.Go("exits from monitor", func(context.Context) { c.exitLoop() })
 	ctx, cancel := context.WithTimeout(ctx, dialLimit)
 	defer cancel()
 	a, err := c.call(ctx, &call{}, wire.Request{Hello: &wire.Hello{Version: wire.Version, Pid: os.Getpid()}})

@@ -199,7 +199,7 @@ func (s *setup) execute() (string, error) {
 	// Signals that the monitor's starter had blocked must not stay blocked.
 	var none unix.Sigset_t
 	unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil)
-	if err := report(Report{Ready: true}); err != nil {
+	if err := send([]byte(ready)); err != nil {
 		// The monitor was killed: without it nobody would know of the workload, or read what it writes.
 		return wire.StageExec, err
 	}

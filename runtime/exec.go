@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"worknode/fault"
@@ -32,11 +33,10 @@ const (
 
 // command is one process in a running container.
 type command struct {
-	id   string
-	c    *state.Container
-	pid  int
-	pty  *os.File // with a terminal; ours to close
-	exit <-chan wire.Exit
+	id        string
+	container string
+	pty       *os.File // with a terminal; ours to close
+	exit      <-chan wire.Exit
 }
 
 // startExec clones a process into a running container; stdio is closed here, with or without success.
@@ -63,12 +63,12 @@ func (l *loop) startExec(ctx context.Context, id string, args []string, terminal
 		return nil, err
 	}
 	exit := l.keeper.Await(execID)
-	p, pty, err := l.keeper.Start(ctx, start, stdio)
+	_, pty, err := l.keeper.Start(ctx, start, stdio)
 	if err != nil {
 		l.keeper.Unwait(execID)
 		return nil, err
 	}
-	return &command{id: execID, c: c, pid: p.Pid, pty: pty, exit: exit}, nil
+	return &command{id: execID, container: c.ID, pty: pty, exit: exit}, nil
 }
 
 // identity plans the container again for what an exec takes over from it; mounts and devices do not matter then.
@@ -85,9 +85,11 @@ func (l *loop) forget(id string) {
 	})
 }
 
-// end kills the command's whole tree and takes its exit.
+// end kills the command's whole tree and takes its exit. Its context is fresh, as the old one is why we are here.
 func (l *loop) end(cmd *command) {
-	l.hands.KillTree(cmd.c, cmd.pid)
+	if err := l.keeper.Signal(l.tasks.Context(), cmd.id, int(unix.SIGKILL), true); err != nil && !fault.Is(err, fault.NotFound) {
+		slog.Warn("command not killed", "id", cmd.id, "container", cmd.container, "error", err)
+	}
 	select {
 	case <-cmd.exit:
 	case <-time.After(drainLimit):

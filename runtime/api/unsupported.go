@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 
+	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"worknode/fault"
@@ -26,4 +27,8 @@ func (s *Server) ListMetricDescriptors(context.Context, *cri.ListMetricDescripto
 
 func (s *Server) ListPodSandboxMetrics(context.Context, *cri.ListPodSandboxMetricsRequest) (*cri.ListPodSandboxMetricsResponse, error) {
 	return nil, fault.New(fault.Unsupported, "pod metrics by CRI are not served yet: use the stats calls")
+}
+
+func (s *Server) StreamPodSandboxMetrics(*cri.StreamPodSandboxMetricsRequest, grpc.ServerStreamingServer[cri.StreamPodSandboxMetricsResponse]) error {
+	return fault.New(fault.Unsupported, "pod metrics by CRI are not served yet: use the stats calls")
 }

@@ -17,7 +17,7 @@ import (
 // May be repeated after an error; Exists means that it is kept already.
 func (m *Monitor) adopt(info wire.Process, fds []int) error {
 	for _, fd := range fds {
-		unix.SetNonblock(fd, true)
+		_ = unix.SetNonblock(fd, true)
 	}
 	files := wire.Polled(fds, info.Files)
 	p := &process{m: m}
@@ -129,7 +129,8 @@ func (m *Monitor) claim(p *process) (*wire.Exit, error) {
 			}
 		}
 		if err != nil {
-			return unknownExit(p.info.ID), nil
+			slog.Warn("exit code is unknown", "id", p.info.ID, "error", err)
+			return unknownExit(p.info.ID), nil // gone before anybody could watch it: an answer, not a failure
 		}
 		p.pidfd = f
 	}

@@ -64,7 +64,7 @@ func (w *work) give() {
 // ensureSize undoes the shrinking of new pipes that the kernel does to users with many of them.
 func ensureSize(fd int) {
 	if n, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0); err == nil && n < pipeSize {
-		unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, pipeSize)
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, pipeSize)
 	}
 }
 

@@ -93,7 +93,7 @@ func openJournal(f *os.File) (*journal, error) {
 }
 
 func (j *journal) close() {
-	unix.Munmap(j.mem)
+	_ = unix.Munmap(j.mem)
 	j.file.Close()
 	j.page, j.mem = nil, nil
 }
@@ -106,7 +106,7 @@ func (j *journal) begin(stream int, tail byte, at time.Time, st *unix.Stat_t, co
 	p := j.page
 	p.stream, p.tail = uint32(stream), uint32(tail)
 	p.offset, p.count, p.stamp = st.Size, int64(count), at.UnixNano()
-	p.dev, p.ino = uint64(st.Dev), st.Ino
+	p.dev, p.ino = st.Dev, st.Ino
 	p.expect, p.mark = last, ^last
 	j.setState(pending)
 }

@@ -112,7 +112,7 @@ func (l *logfile) write(out []byte) {
 	}
 	if n > 0 {
 		if end, serr := l.file.Seek(0, io.SeekEnd); serr == nil {
-			l.file.Truncate(end - int64(n))
+			_ = l.file.Truncate(end - int64(n))
 		}
 	}
 	if l.journal != nil {
@@ -211,7 +211,7 @@ func (l *logfile) complete(out []byte) {
 	p := l.journal.page
 	target := l.file
 	var st unix.Stat_t
-	if err := l.stat(&st); err != nil || uint64(st.Dev) != p.dev || st.Ino != p.ino {
+	if err := l.stat(&st); err != nil || st.Dev != p.dev || st.Ino != p.ino {
 		if old := findInode(filepath.Dir(l.path), p.dev, p.ino); old != nil {
 			defer old.Close()
 			target = old
@@ -245,7 +245,7 @@ func findInode(dir string, dev, ino uint64) *os.File {
 	for _, e := range list {
 		var st unix.Stat_t
 		name := filepath.Join(dir, e.Name())
-		if unix.Lstat(name, &st) == nil && uint64(st.Dev) == dev && st.Ino == ino {
+		if unix.Lstat(name, &st) == nil && st.Dev == dev && st.Ino == ino {
 			if f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0); err == nil {
 				return f
 			}

@@ -102,13 +102,13 @@ func Run(opts Options) error {
 
 // tune makes the process small and hard to end by accident.
 func tune() {
-	unix.Setsid() // fails for a session leader, which is as good
+	_, _ = unix.Setsid() // fails for a session leader, which is as good
 	smallPages()
 	debug.SetGCPercent(40)
 	debug.SetMemoryLimit(24 << 20)
 	runtime.GOMAXPROCS(min(runtime.GOMAXPROCS(0), 4))
 	// The last to be chosen by the OOM killer; init puts the workload's own score. Denied without CAP_SYS_RESOURCE.
-	os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
 }
 
 // smallPages runs this binary anew without huge pages: where they are always on, a heap of one megabyte costs two to
@@ -240,7 +240,7 @@ func (p *peer) close() {
 	if !p.closed {
 		p.closed = true
 		close(p.wake)
-		p.conn.Close()
+		_ = p.conn.Close()
 	}
 }
 
@@ -254,7 +254,7 @@ func (p *peer) send(f frame) {
 		}
 		if !p.closed {
 			slog.Warn("client dropped: it does not read", "waiting", len(p.outbox))
-			p.conn.Close() // the reader notices and cleans up
+			_ = p.conn.Close() // the reader notices and cleans up
 		}
 		return
 	}
@@ -289,7 +289,7 @@ func (p *peer) writeLoop(context.Context) {
 					err = p.conn.Send(f.reply)
 				}
 				if err != nil {
-					p.conn.Close()
+					_ = p.conn.Close()
 				}
 			}
 		}
@@ -328,7 +328,7 @@ func (m *Monitor) handle(p *peer, req *wire.Request, fds []int) {
 		m.tasks.Go("adopt "+req.Adopt.Process.ID, func(context.Context) { answer(m.adopt(req.Adopt.Process, fds)) })
 	case req.Attach != nil:
 		for _, fd := range fds {
-			unix.SetNonblock(fd, true)
+			_ = unix.SetNonblock(fd, true)
 		}
 		files := wire.Polled(fds, []string{"attach"})
 		proc, err := m.find(req.Attach.ID)

@@ -159,7 +159,7 @@ func pipe(name string, read bool) (r, w *os.File, err error) {
 	if read {
 		ours = p[0]
 	}
-	unix.SetNonblock(ours, true)
+	_ = unix.SetNonblock(ours, true)
 	return os.NewFile(uintptr(p[0]), name), os.NewFile(uintptr(p[1]), name), nil
 }
 
@@ -234,7 +234,7 @@ func (l *launch) clone() error {
 		unix.Close(pair[1])
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	theirs := os.NewFile(uintptr(pair[1]), "init")
 	pid, fd, err := l.fork(flags, theirs)
 	theirs.Close()
@@ -249,7 +249,7 @@ func (l *launch) clone() error {
 		l.proc.info.StartTime, _ = pidfd.StartTime(pid) // a zombie still has one
 		return nil
 	}
-	pidfd.Signal(l.proc.pidfd, unix.SIGKILL) // the reaper takes it as a stranger
+	_ = pidfd.Signal(l.proc.pidfd, unix.SIGKILL) // the reaper takes it as a stranger
 	return err
 }
 
@@ -401,8 +401,8 @@ func (l *launch) follow(conn *wire.Conn) error {
 		ring = l.req.Join
 	}
 	deadline := time.Now().Add(initLimit)
-	conn.SetWriteDeadline(deadline)
-	conn.SetReadDeadline(deadline)
+	_ = conn.SetWriteDeadline(deadline)
+	_ = conn.SetReadDeadline(deadline)
 	order := inside.Request{Init: l.req.Init, Terminal: l.req.Terminal, Enter: l.enter != nil, Keyring: ring}
 	if err := conn.Send(order); err != nil {
 		return fmt.Errorf("init of %s: %w", l.req.ID, err)
@@ -442,7 +442,7 @@ func (l *launch) terminal(fds []int) error {
 		wire.CloseAll(fds)
 		return fault.New(fault.Invalid, "init of %s sent %d descriptors for a terminal", l.req.ID, len(fds))
 	}
-	unix.SetNonblock(fds[0], true)
+	_ = unix.SetNonblock(fds[0], true)
 	f := os.NewFile(uintptr(fds[0]), "pty")
 	if l.req.Join != "" {
 		l.ptyFd = f

@@ -372,15 +372,18 @@ func (t *Tree) Kill(group string) error {
 		if len(pids) == 0 {
 			return nil
 		}
+		if time.Now().After(deadline) {
+			return fault.New(fault.Busy, "kill cgroup %s: new processes appear faster than they can be killed: %v", group, pids)
+		}
 		if slices.Contains(pids, os.Getpid()) {
 			return fault.New(fault.Denied, "kill cgroup %s: this process is in it", group)
 		}
 		if !t.v2 || write(filepath.Join(dir, "cgroup.kill"), "1") != nil {
 			for _, pid := range pids {
-				unix.Kill(pid, unix.SIGKILL)
+				_ = unix.Kill(pid, unix.SIGKILL)
 			}
 		}
-		if !waitGone(pids, deadline) || time.Now().After(deadline) {
+		if !waitGone(pids, deadline) {
 			return fault.New(fault.Busy, "kill cgroup %s: processes %v do not end", group, procs(dir))
 		}
 	}
@@ -397,7 +400,7 @@ func waitGone(pids []int, deadline time.Time) bool {
 		defer f.Close()
 		raw, err := f.SyscallConn()
 		if err == nil {
-			raw.Control(func(fd uintptr) { set = append(set, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}) })
+			_ = raw.Control(func(fd uintptr) { set = append(set, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}) })
 		}
 	}
 	left := time.Until(deadline)

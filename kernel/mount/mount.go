@@ -280,8 +280,8 @@ func Overlay(target string, lower []string, upper, work string, volatile bool) e
 	}
 	if upper != "" && volatile {
 		// A volatile overlay leaves this mark and refuses to be mounted again while it is there.
-		unix.Unlink(work + "/work/incompat/volatile/dirty")
-		unix.Rmdir(work + "/work/incompat/volatile")
+		_ = unix.Unlink(work + "/work/incompat/volatile/dirty")
+		_ = unix.Rmdir(work + "/work/incompat/volatile")
 		err := overlay(target, opts+",volatile", lower, upper, work, true)
 		if !errors.Is(err, unix.EINVAL) {
 			return err

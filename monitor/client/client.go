@@ -75,7 +75,7 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 		err = fault.New(fault.Unsupported, "it does not speak protocol %d", wire.Version)
 	}
 	if err != nil {
-		c.Close()
+		_ = c.Close()
 		return nil, fmt.Errorf("monitor at %s: %w", socket, err)
 	}
 	c.pid = a.reply.Hello.Pid
@@ -281,7 +281,7 @@ func (c *Client) readLoop() {
 		err = errors.New("it closed the connection")
 	}
 	err = fault.New(fault.Temporary, "the monitor is gone: %w", err)
-	c.conn.Close()
+	_ = c.conn.Close()
 	c.mu.Lock()
 	c.err = err
 	calls := c.calls

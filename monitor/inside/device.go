@@ -124,7 +124,7 @@ func (s *setup) pty(master int) error {
 		return fmt.Errorf("open terminal: %w", errno)
 	}
 	s.ptySlave = int(slave)
-	report(Report{Pty: true}, master)
+	_ = report(Report{Pty: true}, master)
 	return nil
 }
 
@@ -135,7 +135,7 @@ func (s *setup) terminal() error {
 		for fd := range 3 {
 			var st unix.Stat_t
 			if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO && st.Uid != s.UID {
-				unix.Fchown(fd, int(s.UID), -1)
+				_ = unix.Fchown(fd, int(s.UID), -1)
 			}
 		}
 		return nil

@@ -157,7 +157,7 @@ func (s *setup) capabilities() error {
 	if err := unix.Capset(&head, &data[0]); err != nil {
 		return fmt.Errorf("set capabilities effective=%#x permitted=%#x inheritable=%#x: %w", eff, per, inh, err)
 	}
-	unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+	_ = unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 	for n := range 64 {
 		if (c.Ambient&have)>>n&1 != 0 {
 			if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(n), 0, 0); err != nil {
@@ -198,7 +198,7 @@ func (s *setup) findProgram() (err error) {
 func (s *setup) execute() (string, error) {
 	// Signals that the monitor's starter had blocked must not stay blocked.
 	var none unix.Sigset_t
-	unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil)
+	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil)
 	if err := send([]byte(ready)); err != nil {
 		// The monitor was killed: without it nobody would know of the workload, or read what it writes.
 		return wire.StageExec, err

@@ -60,12 +60,12 @@ func Main() int {
 	unix.CloseOnExec(SocketFd)
 	var req Request
 	if err := read(&req); err != nil {
-		report(Report{Error: wire.FromError("protocol", err)})
+		_ = report(Report{Error: wire.FromError("protocol", err)})
 		return 1
 	}
 	s := setup{req: req, Init: req.Init}
 	stage, err := s.run()
-	report(Report{Error: wire.FromError(stage, kinded(err))})
+	_ = report(Report{Error: wire.FromError(stage, kinded(err))})
 	return 1
 }
 
@@ -85,8 +85,8 @@ type step struct {
 // run goes through the steps in the only order that works and returns the one that failed.
 func (s *setup) run() (string, error) {
 	// A container's processes must not look into this one while it still holds the host's rights and files.
-	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
-	unix.Prctl(unix.PR_SET_THP_DISABLE, 0, 0, 0, 0) // the monitor's own wish, inherited
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 0, 0, 0, 0) // the monitor's own wish, inherited
 	unix.Umask(0)
 	s.ptySlave = -1
 	steps := []step{{"cgroup", s.joinCgroups}, {"oom_score_adj", s.oomScore}, {"namespace", s.joinNamespaces}}
@@ -106,7 +106,7 @@ func (s *setup) run() (string, error) {
 }
 
 func (s *setup) warn(format string, args ...any) {
-	report(Report{Warning: fmt.Sprintf(format, args...)})
+	_ = report(Report{Warning: fmt.Sprintf(format, args...)})
 }
 
 // joinCgroups moves the main thread alone where the hierarchy allows it (v1): moving a whole process takes a

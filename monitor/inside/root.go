@@ -141,6 +141,9 @@ func (s *setup) mount(root *mount.Root, m wire.Mount, tree int) error {
 	if m.Type == "cgroup" {
 		return s.mountCgroups(root, m, at)
 	}
+	if len(m.Lower) > 0 { // names relative to the folder that mountRoot went to
+		return mount.Overlay(mount.FdPath(at), m.Lower, "", "", false)
+	}
 	source := sourceName(m)
 	if err := unix.Mount(source, mount.FdPath(at), m.Type, m.Flags&^unix.MS_REC, m.Data); err != nil {
 		return fmt.Errorf("type %s options %q: %w", m.Type, m.Data, err)

@@ -305,7 +305,7 @@ func Listen(path string) (*Listener, error) {
 	err = unix.Bind(fd, addr)
 	if err == unix.EADDRINUSE {
 		if c, derr := Dial(path); derr == nil {
-			c.Close()
+			_ = c.Close()
 			unix.Close(fd)
 			return nil, fault.Hint(fault.New(fault.Busy, "socket %s: another monitor answers there", path),
 				"stop it, or use another directory")

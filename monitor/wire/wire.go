@@ -199,6 +199,7 @@ type Mount struct {
 	Propagation               []uintptr `json:",omitempty"` // MS_PRIVATE, MS_SLAVE|MS_REC, ...
 	RecReadonly               bool      `json:",omitempty"` // mount_setattr, recursive
 	File                      bool      `json:",omitempty"` // source is a file: make a file as mount point
+	Lower                     []string  `json:",omitempty"` // Type overlay: two layers or more, topmost first, relative to Root.Base; read-only
 }
 
 // Device is a device node.

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"worknode/kernel/mount"
@@ -157,4 +159,66 @@ func TestCleanup(t *testing.T) {
 		}
 	}
 	n.start() // for the clean-up that follows every test
+}
+
+// TestCorruptRecord: a record that cannot be read costs that object only, and nothing of it stays behind.
+func TestCorruptRecord(t *testing.T) {
+	n := newNode(t)
+	box, other := n.podConfig(), n.podConfig()
+	pod, otherPod := n.runPod(box), n.runPod(other)
+	lost, kept := n.run(pod, box, config("lost", "sleep 7531")), n.run(pod, box, config("kept", "sleep 1000"))
+	lostToo := n.run(otherPod, other, config("losttoo", "sleep 7532"))
+	n.killRuntime()
+	for _, f := range []string{"containers/" + lost, "sandboxes/" + otherPod} {
+		if err := os.WriteFile(n.dir+"/run/live/state/"+f+".json", []byte(`{"ID":`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.start()
+	if s := n.status(kept); s.State != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("the container beside it: %v", s)
+	}
+	for _, id := range []string{lost, lostToo} {
+		if _, err := n.cri.ContainerStatus(n.ctx(), &cri.ContainerStatusRequest{ContainerId: id}); status.Code(err) != codes.NotFound {
+			t.Errorf("status of a lost container: %v", err)
+		}
+		if _, err := os.Stat(n.dir + "/root/containers/" + id); err == nil {
+			t.Errorf("the writable layer of %s is left", id)
+		}
+	}
+	if _, err := os.Stat(n.dir + "/run/live/pods/" + otherPod); err == nil {
+		t.Error("the files of the lost sandbox are left")
+	}
+	n.until("processes of lost containers to end", func() bool {
+		entries, err := os.ReadDir("/proc")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if line, err := os.ReadFile("/proc/" + e.Name() + "/cmdline"); err == nil && strings.Contains(string(line), "sleep\x00753") {
+				return false
+			}
+		}
+		return true
+	})
+	again := n.runPod(other) // the name is free
+	n.run(again, other, config("new", "sleep 1000"))
+}
+
+// TestSocketBusy: a second runtime on the same folders ends with one clear error and harms nothing.
+func TestSocketBusy(t *testing.T) {
+	n := newNode(t)
+	first := n.cmd
+	n.launch()
+	if err := n.cmd.Wait(); err == nil {
+		t.Error("a second runtime started")
+	}
+	n.cmd = first
+	if _, err := n.cri.Version(n.ctx(), &cri.VersionRequest{}); err != nil {
+		t.Errorf("the first one: %v", err)
+	}
+	log, err := os.ReadFile(n.dir + "/runtime.log")
+	if err != nil || !strings.Contains(string(log), "another process answers on it") {
+		t.Errorf("%v, log %s", err, log)
+	}
 }

@@ -270,6 +270,9 @@ func TestLimitsInCgroup(t *testing.T) {
 	if got := read("/sys/fs/cgroup/cpu*"+at+"/cpu.cfs_quota_us", "/sys/fs/cgroup"+at+"/cpu.max"); !strings.HasPrefix(got, "25000") {
 		t.Errorf("cpu quota %s", got)
 	}
+	if got := n.sh(id, "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max"); got != "67108864\n" {
+		t.Errorf("the container sees a memory limit of %s", got)
+	}
 	if got := n.sh(id, "cat /proc/1/oom_score_adj"); got != "900\n" {
 		t.Errorf("oom_score_adj %s", got)
 	}

@@ -195,3 +195,23 @@ func TestAddressesComeAndGo(t *testing.T) {
 		return nil
 	})
 }
+
+func TestDeviceToFollowsTheRoutes(t *testing.T) {
+	inside(t, func(h *Handle) error {
+		br, err := h.EnsureBridge("br-t", 1500, mac)
+		if err != nil {
+			return err
+		}
+		if _, err := h.DeviceTo(netip.MustParseAddr("10.9.0.7")); !fault.Is(err, fault.NotFound) {
+			t.Errorf("without a route: %v", err)
+		}
+		if err := h.SetAddress(br.Index, netip.MustParsePrefix("10.9.0.1/24")); err != nil {
+			return err
+		}
+		got, err := h.DeviceTo(netip.MustParseAddr("10.9.0.7"))
+		if err != nil || got != br.Index {
+			t.Errorf("device %d, %v, want %d", got, err, br.Index)
+		}
+		return nil
+	})
+}

@@ -113,7 +113,7 @@ func kindOf(err error) fault.Kind {
 	switch {
 	case errors.Is(err, unix.EEXIST):
 		return fault.Exists
-	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH):
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH), errors.Is(err, unix.ENETUNREACH):
 		return fault.NotFound
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return fault.Denied

@@ -358,7 +358,7 @@ func takeDown(links *link.Handle, rules *nft.Conn, bridge string) error {
 	} else if err != nil && !fault.Is(err, fault.NotFound) {
 		errs = append(errs, err)
 	}
-	errs = append(errs, removeRules(rules, tableName(bridge)))
+	errs = append(errs, removePorts(rules, portsTable(bridge)), removeTable(rules, nft.IPv4, tableName(bridge)))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove pod network %s: %w", bridge, err)
 	}

@@ -71,16 +71,16 @@ func inside(at uint32, p netip.Prefix, is bool) []nft.Expr {
 	}
 }
 
-// removeRules deletes the table; an absent one is no error.
-func removeRules(c *nft.Conn, table string) error {
-	have, err := c.Table(nft.IPv4, table)
+// removeTable deletes a table; an absent one is no error.
+func removeTable(c *nft.Conn, fam nft.Family, table string) error {
+	have, err := c.Table(fam, table)
 	if fault.Is(err, fault.NotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	t := nft.NewBatch(nft.IPv4, table)
+	t := nft.NewBatch(fam, table)
 	t.AddTable(have.Flags, "")
 	t.DelTable()
 	return c.Commit(t)

@@ -52,9 +52,9 @@ func (l *loop) createContainer(sandbox string, config *cri.ContainerConfig) (str
 	if err != nil {
 		return "", err
 	}
-	l.images.Use(c.ImageID)
+	l.useImages(c)
 	if err := l.place(c); err != nil {
-		l.images.Release(c.ImageID)
+		l.releaseImages(c)
 		l.hands.RemoveLayer(c.ID)
 		return "", err
 	}
@@ -85,6 +85,9 @@ func (l *loop) draft(s *state.Sandbox, config *cri.ContainerConfig) (*state.Cont
 	}
 	if c.User, err = act.User(l.images.Base(), im.Layers, im.Config.User, config.GetLinux().GetSecurityContext()); err != nil {
 		return nil, fmt.Errorf("container %s: %w", config.GetMetadata().GetName(), err)
+	}
+	if err = l.mountImages(c); err != nil {
+		return nil, err
 	}
 	if config.GetLogPath() != "" && s.Config.GetLogDirectory() != "" {
 		c.LogPath = filepath.Join(s.Config.GetLogDirectory(), config.GetLogPath())
@@ -226,7 +229,7 @@ func (l *loop) RemoveContainer(ctx context.Context, id string) error {
 	if err := l.store.DropContainer(c.ID); err != nil {
 		return err
 	}
-	l.images.Release(c.ImageID)
+	l.releaseImages(c)
 	l.sizes.Drop(filepath.Join(l.hands.Layer(c.ID), "upper"))
 	l.over(c.ID)
 	l.tell(c, cri.ContainerEventType_CONTAINER_DELETED_EVENT)

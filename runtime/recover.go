@@ -39,7 +39,7 @@ func (l *loop) recover(ctx context.Context) error {
 		}
 	}
 	for _, c := range l.store.Containers("") {
-		l.images.Use(c.ImageID)
+		l.useImages(c)
 		if err := l.recoverContainer(ctx, c, known); err != nil {
 			slog.Error("container not recovered", "id", c.ID, "error", err)
 		}
@@ -132,7 +132,7 @@ func (l *loop) dropOrphan(c *state.Container) error {
 	if err := l.hands.RemoveLayer(c.ID); err != nil {
 		return err
 	}
-	l.images.Release(c.ImageID)
+	l.releaseImages(c)
 	return l.store.DropContainer(c.ID)
 }
 

@@ -43,8 +43,36 @@ func (v view) read(name string, limit int64) ([]byte, error) {
 	return os.ReadFile(found)
 }
 
+// Subtree is what a name inside an image means on the host: the directories to merge, topmost first, or one file.
+// base and layers locate the image; an empty name is the whole image. Symbolic links are resolved inside the image.
+// Errors: fs.ErrNotExist.
+func Subtree(base string, layers []string, name string) ([]string, error) {
+	file, dirs, err := newView(base, layers).look(name)
+	if file != "" {
+		return []string{file}, err
+	}
+	return dirs, err
+}
+
+func newView(base string, layers []string) view {
+	v := make(view, len(layers))
+	for i, l := range layers {
+		v[i] = base + "/" + l
+	}
+	return v
+}
+
 // find returns the host path of a name in the merged image; the last component is never a symbolic link.
 func (v view) find(name string) (string, error) {
+	file, dir, err := v.look(name)
+	if err == nil && file == "" {
+		file = dir[0]
+	}
+	return file, err
+}
+
+// look finds either a file or a merged directory.
+func (v view) look(name string) (string, view, error) {
 	links := 0
 	todo := strings.Split(strings.Trim(path.Clean("/"+name), "/"), "/")
 	dirs := []view{v} // the merged directories on the way, root first
@@ -63,31 +91,28 @@ func (v view) find(name string) (string, error) {
 		}
 		file, next, err := here.step(part)
 		if err != nil {
-			return "", &fs.PathError{Op: "look up in image", Path: name, Err: err}
+			return "", nil, &fs.PathError{Op: "look up in image", Path: name, Err: err}
 		}
 		if next != nil {
 			dirs = append(dirs, next)
-			if len(todo) == 0 {
-				return next[0], nil
-			}
 			continue
 		}
 		target, err := os.Readlink(file)
 		if err != nil { // no link: the end of the name, or a file where a directory should be
 			if len(todo) > 0 {
-				return "", &fs.PathError{Op: "look up in image", Path: name, Err: syscall.ENOTDIR}
+				return "", nil, &fs.PathError{Op: "look up in image", Path: name, Err: syscall.ENOTDIR}
 			}
-			return file, nil
+			return file, nil, nil
 		}
 		if links++; links > maxLinks {
-			return "", &fs.PathError{Op: "look up in image", Path: name, Err: syscall.ELOOP}
+			return "", nil, &fs.PathError{Op: "look up in image", Path: name, Err: syscall.ELOOP}
 		}
 		if path.IsAbs(target) {
 			dirs = dirs[:1]
 		}
 		todo = append(strings.Split(target, "/"), todo...)
 	}
-	return dirs[len(dirs)-1][0], nil
+	return "", dirs[len(dirs)-1], nil
 }
 
 // step looks one component up: either a file (or link) of the topmost layer that has it, or the merged directory.

@@ -74,7 +74,7 @@ func (h *Hands) Start(c *state.Container, made plan.Made, base string) (wire.Sta
 			Mode: uint32(d.FileMode.Perm()), UID: *d.UID, GID: *d.GID})
 	}
 	for _, m := range spec.Mounts {
-		w, err := wireMount(m)
+		w, err := wireMount(m, base)
 		if err != nil {
 			return start, err
 		}
@@ -139,7 +139,7 @@ var mountPropagation = map[string]uintptr{
 
 // wireMount splits the options. A bind mount whose source is missing gets a directory, as hostPath users of other
 // runtimes rely on.
-func wireMount(m specs.Mount) (wire.Mount, error) {
+func wireMount(m specs.Mount, base string) (wire.Mount, error) {
 	out := wire.Mount{Source: m.Source, Destination: m.Destination, Type: m.Type}
 	var data []string
 	for _, o := range m.Options {
@@ -147,6 +147,8 @@ func wireMount(m specs.Mount) (wire.Mount, error) {
 			out.Flags |= f
 		} else if p, ok := mountPropagation[o]; ok {
 			out.Propagation = append(out.Propagation, p)
+		} else if dir, ok := strings.CutPrefix(o, plan.LowerDir); ok {
+			out.Lower = append(out.Lower, strings.TrimPrefix(dir, base+"/"))
 		} else if o == "rro" {
 			out.RecReadonly = true
 			out.Flags |= unix.MS_RDONLY

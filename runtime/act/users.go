@@ -23,10 +23,7 @@ const maxAccounts = 1 << 20
 // Errors: Invalid for a name that the image's files do not have, or files that are no such files.
 // Source: CRI LinuxContainerSecurityContext.run_as_user, .supplemental_groups_policy; KEP-3619.
 func User(base string, layers []string, imageUser string, sc *cri.LinuxContainerSecurityContext) (state.User, error) {
-	v := make(view, len(layers))
-	for i, l := range layers {
-		v[i] = base + "/" + l
-	}
+	v := newView(base, layers)
 	name, group, _ := strings.Cut(imageUser, ":")
 	if sc.GetRunAsUser() != nil || sc.GetRunAsUsername() != "" {
 		name, group = sc.GetRunAsUsername(), ""

@@ -128,7 +128,7 @@ func checkMount(m *cri.Mount) error {
 	case path.Clean(m.GetContainerPath()) == "/":
 		return fault.New(fault.Invalid, "mount: container_path / would hide the image")
 	case m.GetImage().GetImage() != "":
-		return fault.New(fault.Unsupported, "mount %s: image volumes are not supported yet", m.GetContainerPath())
+		return checkImageMount(m)
 	case !path.IsAbs(m.GetHostPath()):
 		return fault.New(fault.Invalid, "mount %s: host_path %q is not absolute", m.GetContainerPath(), m.GetHostPath())
 	case len(m.GetUidMappings())+len(m.GetGidMappings()) > 0:
@@ -139,6 +139,20 @@ func checkMount(m *cri.Mount) error {
 		return fault.New(fault.Invalid, "mount %s: recursive_read_only needs readonly", m.GetContainerPath())
 	case m.GetRecursiveReadOnly() && m.GetPropagation() != cri.MountPropagation_PROPAGATION_PRIVATE:
 		return fault.New(fault.Invalid, "mount %s: recursive_read_only needs private propagation", m.GetContainerPath())
+	}
+	return nil
+}
+
+// checkImageMount holds an image volume to CRI's rules. Source: CRI Mount.image, .image_sub_path; KEP-4639.
+func checkImageMount(m *cri.Mount) error {
+	sub := m.GetImageSubPath()
+	switch {
+	case !m.GetReadonly():
+		return fault.New(fault.Invalid, "mount %s: an image volume must be readonly", m.GetContainerPath())
+	case m.GetHostPath() != "":
+		return fault.New(fault.Invalid, "mount %s: image %q and host_path %q exclude each other", m.GetContainerPath(), m.GetImage().GetImage(), m.GetHostPath())
+	case path.IsAbs(sub) || !within(sub):
+		return fault.New(fault.Invalid, "mount %s: image_sub_path %q must be relative and stay inside the image", m.GetContainerPath(), sub)
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"worknode/runtime/state"
 )
 
 // mounts lists the standard filesystems, then what the request asks for, parents before children. A request that
@@ -40,7 +42,7 @@ func mounts(in Input) []specs.Mount {
 			out = append(out, m)
 		}
 	}
-	wanted := requested(in.Config.GetMounts())
+	wanted := requested(in.Config.GetMounts(), in.Volumes)
 	out = slices.DeleteFunc(out, func(m specs.Mount) bool {
 		return slices.ContainsFunc(wanted, func(w specs.Mount) bool { return w.Destination == m.Destination })
 	})
@@ -67,9 +69,15 @@ func cgroupMounts(in Input, privileged bool) []specs.Mount {
 }
 
 // requested translates the request's mounts; the order is by depth, so that a mount never hides a later one.
-func requested(list []*cri.Mount) []specs.Mount {
+func requested(list []*cri.Mount, volumes []state.Volume) []specs.Mount {
 	out := make([]specs.Mount, 0, len(list))
+	for _, v := range volumes {
+		out = append(out, imageVolume(v))
+	}
 	for _, m := range list {
+		if m.GetImage().GetImage() != "" {
+			continue
+		}
 		o := []string{"rbind"}
 		switch m.GetPropagation() {
 		case cri.MountPropagation_PROPAGATION_BIDIRECTIONAL:
@@ -92,3 +100,18 @@ func requested(list []*cri.Mount) []specs.Mount {
 	})
 	return out
 }
+
+// imageVolume mounts image layers read-only. The kernel makes an overlay of two layers or more; one is bound as it is.
+func imageVolume(v state.Volume) specs.Mount {
+	if len(v.Lower) == 1 {
+		return specs.Mount{Destination: v.Destination, Type: "bind", Source: v.Lower[0], Options: []string{"bind", "rprivate", "ro"}}
+	}
+	m := specs.Mount{Destination: v.Destination, Type: "overlay", Source: "overlay", Options: []string{"ro"}}
+	for _, dir := range v.Lower {
+		m.Options = append(m.Options, LowerDir+dir)
+	}
+	return m
+}
+
+// LowerDir starts a mount option that names one layer. Source: kernel overlayfs.rst, lowerdir+.
+const LowerDir = "lowerdir+="

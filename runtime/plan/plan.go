@@ -27,6 +27,7 @@ type Input struct {
 	Files   Files
 	Pins    map[specs.LinuxNamespaceType]string // namespaces of the sandbox: net, ipc, uts -> path
 	Pid     string                              // namespace to enter for the modes POD and TARGET
+	Volumes []state.Volume                      // image volumes of Config.Mounts, found on the disk
 	Devices []specs.LinuxDevice                 // what Config.Devices names, looked up; all of /dev when privileged
 	Cgroup  string
 }

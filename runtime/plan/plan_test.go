@@ -271,7 +271,7 @@ func TestRefusedContainers(t *testing.T) {
 		"mount on root":  {mountOf(&cri.Mount{ContainerPath: "/x/..", HostPath: "/a"}), fault.Invalid, "hide"},
 		"relative mount": {mountOf(&cri.Mount{ContainerPath: "a", HostPath: "/a"}), fault.Invalid, "container_path"},
 		"no source":      {mountOf(&cri.Mount{ContainerPath: "/a"}), fault.Invalid, "host_path"},
-		"image volume":   {mountOf(&cri.Mount{ContainerPath: "/a", Image: &cri.ImageSpec{Image: "x"}}), fault.Unsupported, "image volumes"},
+		"writable image": {mountOf(&cri.Mount{ContainerPath: "/a", Image: &cri.ImageSpec{Image: "x"}}), fault.Invalid, "must be readonly"},
 		"user namespace": {func(c *cri.ContainerConfig) {
 			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD}
 		}, fault.Unsupported, "user namespaces"},

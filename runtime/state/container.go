@@ -19,6 +19,7 @@ type Container struct {
 	ImageID    string              // digest of the image's configuration: what status calls image_id and image_ref
 	Image      ocispec.ImageConfig // what the container needs of it, also when the image was removed meanwhile
 	Layers     []string            // overlay lower directories, topmost first, relative to the image store's base
+	Volumes    []Volume            `json:",omitempty"`
 	LogPath    string              `json:",omitempty"` // absolute; empty when the request wants no log
 	Cgroup     string              // cgroup path
 	StopSignal int                 // what StopContainer sends first
@@ -34,6 +35,13 @@ type Container struct {
 	ExitCode  int    `json:",omitempty"`
 	Reason    string `json:",omitempty"` // Completed, Error, OOMKilled, StartError, Unknown
 	Message   string `json:",omitempty"`
+}
+
+// Volume is an image that the request mounts, or a part of one.
+type Volume struct {
+	Destination string
+	ImageID     string
+	Lower       []string // directories on the host, topmost first; one file when the sub path names one
 }
 
 // User is what the process runs as, all of it resolved against the image's own passwd and group files.

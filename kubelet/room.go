@@ -161,6 +161,18 @@ func (r *room) Synced() {
 		r.orphan(uid, nil, true)
 	}
 	r.found, r.had, r.early = nil, nil, nil
+	r.tasks.Go("stray logs", func(context.Context) {
+		if err := r.act.SweepLogs(r.knows); err != nil {
+			slog.Warn("logs of pods that are gone stay", "err", err)
+		}
+	})
+}
+
+// knows says whether a pod has an actor.
+func (r *room) knows(uid types.UID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.pods[uid] != nil
 }
 
 // orphan ends a pod that the API server does not know. The caller holds mu.

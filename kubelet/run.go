@@ -176,11 +176,6 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	slog.Info("kubelet is running", "node", o.NodeName, "runtime", about.RuntimeName+" "+about.RuntimeVersion, "found", len(r.found))
-	if o.LinkDir != "" {
-		if err := logs.UnlinkDead(o.LinkDir, o.LogDir); err != nil {
-			slog.Warn("dead links to logs stay", "dir", o.LinkDir, "err", err)
-		}
-	}
 	tasks.Go("pods", func(ctx context.Context) { source.API(ctx, client, o.NodeName, r) })
 	tasks.Go("audit", r.audit)
 	tasks.Go("log rotation", logs.New(logs.Config{Running: r.runningLogs, Reopen: r.act.Reopen}).Run)

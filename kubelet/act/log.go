@@ -1,12 +1,16 @@
 package act
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"worknode/kubelet/logs"
 	"worknode/kubelet/translate"
@@ -54,4 +58,30 @@ func (a *Act) removeLogs(pod *v1.Pod) error {
 		}
 	}
 	return os.RemoveAll(dir)
+}
+
+// SweepLogs deletes the log directories of pods that are not known, which are those that went while no kubelet ran, and
+// of sandboxes that never came to be. known is asked after the directories were listed, so a pod that is new meanwhile
+// is safe if it is known before anything is made for it. Repeat: safe.
+func (a *Act) SweepLogs(known func(types.UID) bool) error {
+	root := a.Node().LogRoot
+	dirs, err := os.ReadDir(root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("logs of pods: %w", err)
+	}
+	var left []error
+	for _, d := range dirs {
+		parts := strings.Split(d.Name(), "_") // as translate.LogDir names them
+		if len(parts) != 3 || !d.IsDir() || known(types.UID(parts[2])) {
+			continue
+		}
+		left = append(left, os.RemoveAll(filepath.Join(root, d.Name())))
+	}
+	if a.Links != "" {
+		left = append(left, logs.UnlinkDead(a.Links, root))
+	}
+	return errors.Join(left...)
 }

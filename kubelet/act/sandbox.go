@@ -69,11 +69,11 @@ func (a *Act) stopSandbox(ctx context.Context, t plan.StopSandbox) plan.Result {
 func (a *Act) removeSandbox(ctx context.Context, pod *v1.Pod, t plan.RemoveSandbox) plan.Result {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	if _, err := a.Runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: t.ID}); err != nil {
-		return refused(err, "KillPodSandboxError")
+	if t.Logs { // first: after a crash only the sandbox leads back to them
+		if err := a.removeLogs(pod); err != nil {
+			return wrong(err, "FailedRemoveLogs")
+		}
 	}
-	if t.Logs {
-		return wrong(a.removeLogs(pod), "FailedRemoveLogs")
-	}
-	return plan.Result{}
+	_, err := a.Runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: t.ID})
+	return refused(err, "KillPodSandboxError")
 }

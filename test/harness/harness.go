@@ -31,7 +31,8 @@ type Config struct {
 	Images    []string          // names of tars below test/images or example/images
 	Publish   []int             // ports of the node to publish on free ports of the host's loopback
 	Flags     []string
-	NoWait    bool // do not wait for the node to be Ready
+	Root      string // where state lives; a new folder if empty
+	NoWait    bool   // do not wait for the node to be Ready
 }
 
 // Node is a running node under test.
@@ -100,6 +101,9 @@ func Start(t testing.TB, c Config) *Node {
 		t.Fatal(err)
 	}
 	n := &Node{t: t, Dir: base + "/dir", Root: base + "/r", ports: map[int]int{}, changed: make(chan struct{}), pods: map[string]*v1.Pod{}, history: map[string][]v1.PodStatus{}}
+	if c.Root != "" {
+		n.Root = c.Root
+	}
 	if n.Place, err = place.At(n.Root); err != nil {
 		t.Fatal(err)
 	}

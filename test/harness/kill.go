@@ -104,6 +104,12 @@ func (n *Node) leftovers() {
 	}
 }
 
+// Sandboxes lists the folders in which the runtime pins the namespaces of pods.
+func (n *Node) Sandboxes() []string {
+	all, _ := filepath.Glob(n.Place.Run + "/runtime/live/pods/*")
+	return all
+}
+
 // Leftovers lists processes, mounts and cgroups of the node.
 func (n *Node) Leftovers() (all []string) {
 	for pid, cmdline := range processes() {

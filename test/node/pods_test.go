@@ -66,13 +66,16 @@ func TestPodLivesAndLeavesNothing(t *testing.T) {
 	if got := len(n.Cgroups("pod" + string(p.UID))); got == 0 {
 		t.Error("the pod has no cgroup")
 	}
+	if len(n.Sandboxes()) != 1 {
+		t.Errorf("sandboxes: %v", n.Sandboxes())
+	}
 	n.Delete(kube.Pods, "one")
 	n.WaitPod("one", "gone", 15*time.Second, harness.Gone)
 	n.Until("the pod's cgroup to go", 5*time.Second, func() bool { return len(n.Cgroups("pod"+string(p.UID))) == 0 })
 	if _, err := os.Stat(filepath.Join(n.Place.Kubelet(), "pods", string(p.UID))); err == nil {
 		t.Error("the pod's folder is still there")
 	}
-	if left, _ := filepath.Glob(n.Place.Run + "/runtime/ns/*"); len(left) > 0 {
+	if left := n.Sandboxes(); len(left) > 0 {
 		t.Errorf("namespaces stay pinned: %v", left)
 	}
 }

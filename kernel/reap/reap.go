@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +41,11 @@ type Reaper struct {
 	mine map[int]chan Exit
 }
 
+// keepStrangers is how long the zombie of a process that we never started is kept at least. It may be a container whose
+// monitor was killed: the next monitor reads its exit code from the zombie, if the kernel tells it nowhere else
+// (PIDFD_GET_INFO came with 6.15).
+const keepStrangers = 3 * time.Second
+
 // New makes this process a child subreaper and begins to reap until ctx ends.
 func New(ctx context.Context) (*Reaper, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
@@ -48,18 +54,89 @@ func New(ctx context.Context) (*Reaper, error) {
 	r := &Reaper{mine: map[int]chan Exit{}}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGCHLD)
-	go func() {
-		defer signal.Stop(signals)
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-signals:
-				r.collect()
+	go r.run(ctx, signals)
+	return r, nil
+}
+
+func (r *Reaper) run(ctx context.Context, signals chan os.Signal) {
+	defer signal.Stop(signals)
+	var sweep <-chan time.Time
+	var seen map[int]bool // zombies of strangers at the last sweep
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-signals:
+			r.collect()
+			if sweep == nil {
+				sweep = time.After(keepStrangers)
+			}
+		case <-sweep:
+			sweep = nil
+			if seen = r.sweep(seen); len(seen) > 0 {
+				sweep = time.After(keepStrangers)
 			}
 		}
-	}()
-	return r, nil
+	}
+}
+
+// collect takes the exits of our own children.
+func (r *Reaper) collect() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for pid, done := range r.mine {
+		if status, ended := wait(pid); ended {
+			delete(r.mine, pid)
+			done <- Exit{Status: status}
+		}
+	}
+}
+
+func wait(pid int) (status syscall.WaitStatus, ended bool) {
+	for {
+		got, err := syscall.Wait4(pid, &status, syscall.WNOHANG, nil)
+		if err != syscall.EINTR {
+			return status, got == pid
+		}
+	}
+}
+
+// sweep reaps the zombies that were there at the last sweep too, and returns those that are there now.
+func (r *Reaper) sweep(before map[int]bool) map[int]bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := map[int]bool{}
+	for _, pid := range zombies(os.Getpid()) {
+		if _, ours := r.mine[pid]; ours {
+			continue
+		}
+		if before[pid] {
+			wait(pid)
+		} else {
+			now[pid] = true
+		}
+	}
+	return now
+}
+
+// zombies lists the ended children of a process. Source: proc(5), /proc/PID/stat fields 3 and 4.
+func zombies(parent int) (pids []int) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	want := " Z " + strconv.Itoa(parent) + " "
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		data, err := os.ReadFile("/proc/" + e.Name() + "/stat")
+		if end := strings.LastIndexByte(string(data), ')'); err == nil && end > 0 && strings.HasPrefix(string(data[end+1:]), want) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // Start runs a program; the channel delivers its exit once. The caller keeps attr's files.
@@ -75,25 +152,6 @@ func (r *Reaper) Start(path string, argv []string, attr *os.ProcAttr) (pid int, 
 	pid = p.Pid
 	p.Release()
 	return pid, done, nil
-}
-
-func (r *Reaper) collect() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for {
-		var status syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
-		if err == syscall.EINTR {
-			continue
-		}
-		if pid <= 0 {
-			return
-		}
-		if done, ok := r.mine[pid]; ok {
-			delete(r.mine, pid)
-			done <- Exit{Status: status}
-		}
-	}
 }
 
 // Adopt watches a process that is not a child of this one. It returns false if pid is not the process that began at

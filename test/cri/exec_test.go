@@ -182,7 +182,11 @@ func TestPortForward(t *testing.T) {
 	n := newNode(t)
 	box := n.podConfig()
 	pod := n.runPod(box)
-	n.run(pod, box, config("web", "httpd -f -p 127.0.0.1:80 -h /www"))
+	id := n.run(pod, box, config("web", "httpd -f -p 127.0.0.1:80 -h /www"))
+	n.until("the server to listen", func() bool { // a refused connection ends client-go's whole forwarding
+		r, err := n.exec(id, 5, "wget", "-q", "-O", "-", "http://127.0.0.1/index.html")
+		return err == nil && r.ExitCode == 0
+	})
 	r, err := n.cri.PortForward(n.ctx(), &cri.PortForwardRequest{PodSandboxId: pod})
 	if err != nil {
 		t.Fatal(err)

@@ -288,6 +288,9 @@ func (n *node) cleanup() {
 	n.cmd.Process.Signal(syscall.SIGTERM)
 	n.cmd.Wait()
 	n.conn.Close()
+	if text, err := os.ReadFile(filepath.Join(n.dir, "runtime.log")); err != nil || strings.Contains(string(text), "DATA RACE") || strings.Contains(string(text), "panicked") {
+		t.Errorf("%v, runtime.log:\n%s", err, text)
+	}
 	if pid := n.monitorPid(); pid != 0 {
 		n.until("monitor to end", func() bool { return n.monitorPid() == 0 })
 	}

@@ -111,7 +111,7 @@ spec:
   - name: main
     image: worknode.test/app:1
     command: [/app, serve]
-    lifecycle: {postStart: {httpGet: {path: /ready, port: 8080}}, preStop: {sleep: {seconds: 1}}}
+    lifecycle: {preStop: {sleep: {seconds: 1}}}
 `, "DIR", dir)}})
 	n.WaitReady("hooks")
 	n.WaitReady("sleeper")

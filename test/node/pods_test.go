@@ -187,7 +187,7 @@ func TestEnvironmentAndFilesOfTheConfiguration(t *testing.T) {
 	n := start(t, harness.Config{})
 	n.Create(kube.ConfigMaps, &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "settings"}, Data: map[string]string{"colour": "green"}})
 	n.Create(kube.Secrets, &v1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "password"}, Data: map[string][]byte{"word": []byte("s3cret")}})
-	n.Create(kube.Pods, pod("configured", `echo "$COLOUR $WORD $NAME $CPU"; echo "$(cat /etc/settings/colour /etc/password/word)"; exec /app wait`, limits("2", "64Mi"), func(p *v1.Pod) {
+	n.Create(kube.Pods, pod("configured", `echo "$COLOUR $WORD $NAME $CPU"; echo "$(cat /etc/settings/colour /etc/password/word)"; exec /app wait > /dev/null`, limits("2", "64Mi"), func(p *v1.Pod) {
 		c := &p.Spec.Containers[0]
 		c.Env = []v1.EnvVar{
 			{Name: "COLOUR", ValueFrom: &v1.EnvVarSource{ConfigMapKeyRef: &v1.ConfigMapKeySelector{LocalObjectReference: v1.LocalObjectReference{Name: "settings"}, Key: "colour"}}},

@@ -1,7 +1,6 @@
 package runtime
 
 import (
-	"context"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,19 +19,6 @@ func (l *loop) Image(ref string) (image.Image, bool) { return l.images.Get(ref) 
 
 // RemoveImage drops an image with all its tags; containers that use it keep its layers.
 func (l *loop) RemoveImage(ref string) error { return l.images.Remove(ref) }
-
-// PullImage answers with an image that is present. This build has no registry client: what is absent must be imported.
-func (l *loop) PullImage(ctx context.Context, ref string) (image.Image, error) {
-	im, err := l.images.Pull(ctx, ref)
-	if fault.Is(err, fault.NotFound) {
-		where := "as a tar file into the images folder"
-		if l.opt.ImageDir != "" {
-			where = "as a tar file into " + l.opt.ImageDir
-		}
-		return im, fault.Hint(err, "this build pulls from no registry, put the image %s", where)
-	}
-	return im, err
-}
 
 // ImageUsage is what image layers and writable layers take.
 func (l *loop) ImageUsage() (layers, containers *cri.FilesystemUsage) {
@@ -68,11 +54,9 @@ func (l *loop) Ready() (runtime, network error) {
 	if err := unix.Statfs(l.opt.Root, &fs); err != nil {
 		runtime = fault.New(fault.Temporary, "root folder %s: %w", l.opt.Root, err)
 	}
-	if l.net == nil {
-		return runtime, fault.New(fault.Unsupported, "no pod network is configured")
-	}
-	return runtime, l.net.Ready()
+	return runtime, l.net.ready()
 }
 
-// SetPodCIDR hears what subnet the cluster gave this node; the built-in bridge has its own, set at start.
-func (l *loop) SetPodCIDR(string) {}
+// SetPodCIDR hears what subnets the cluster gave this node, separated by commas; plugins are told, while the built-in
+// bridge has its own, set at start.
+func (l *loop) SetPodCIDR(cidr string) { l.net.setPodCIDR(cidr) }

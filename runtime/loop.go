@@ -17,8 +17,8 @@ import (
 	"worknode/runtime/act"
 	"worknode/runtime/api"
 	"worknode/runtime/image"
-	"worknode/runtime/network"
 	"worknode/runtime/plan"
+	"worknode/runtime/registry"
 	"worknode/runtime/state"
 	"worknode/runtime/stream"
 	"worknode/task"
@@ -30,18 +30,20 @@ const callLimit = 2 * time.Minute
 // loop is where requests and exits meet the records: each verb of CRI checks the record, asks the plan, lets the hands
 // act and writes the outcome, under the lock of the object it concerns. No lock is held while waiting for a process.
 type loop struct {
-	opt    Options
-	store  *state.Store
-	hands  *act.Hands
-	keeper *act.Keeper
-	images *image.Store
-	net    *network.Bridge // nil: no network of ours
-	stream *stream.Server
-	tasks  *task.Group
-	events hub
-	locks  locks
-	once   singleflight.Group
-	sizes  act.Written
+	opt      Options
+	store    *state.Store
+	hands    *act.Hands
+	keeper   *act.Keeper
+	images   *image.Store
+	registry *registry.Client
+	pulls    pulls
+	net      *networks
+	stream   *stream.Server
+	tasks    *task.Group
+	events   hub
+	locks    locks
+	once     singleflight.Group
+	sizes    act.Written
 
 	mu    sync.Mutex
 	lives map[string]*life // containers that may still exit

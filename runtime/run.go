@@ -16,8 +16,10 @@ import (
 	"worknode/fault"
 	"worknode/runtime/act"
 	"worknode/runtime/api"
+	"worknode/runtime/cni"
 	"worknode/runtime/image"
 	"worknode/runtime/network"
+	"worknode/runtime/registry"
 	"worknode/runtime/state"
 	"worknode/runtime/stream"
 	"worknode/task"
@@ -32,7 +34,11 @@ type Options struct {
 	Monitor    string         // path of worknode-monitor
 	CgroupRoot string         // parent of sandboxes whose request names none; empty: /worknode
 	ImageDir   string         // tar files to import, watched; empty: none
-	Bridge     network.Config // built-in pod network; no name: none, and only host network pods start
+	CertsDirs  []string       // folders of HOST/hosts.toml for registries, read at each pull; nil: where other runtimes look
+	PullStall  time.Duration  // how long a pull may go on without a byte; zero: a minute
+	Pinned     []string       // names and patterns of images that the kubelet is not to clean up
+	Bridge     network.Config // built-in pod network; no name: CNI plugins connect pods
+	CNI        cni.Config     // empty folders: /etc/cni/net.d, /opt/cni/bin and a folder in Root
 	Streaming  string         // address of the streaming server; empty: 127.0.0.1:0
 	Ready      func()         // called once when the socket answers; may be nil
 }
@@ -93,7 +99,19 @@ func (o *Options) fill() error {
 	if o.Streaming == "" {
 		o.Streaming = "127.0.0.1:0"
 	}
-	for _, p := range []*string{&o.Root, &o.Run, &o.Socket} {
+	if o.CertsDirs == nil {
+		o.CertsDirs = filepath.SplitList(registry.DefaultCertsDirs)
+	}
+	if o.CNI.ConfDir == "" {
+		o.CNI.ConfDir = "/etc/cni/net.d"
+	}
+	if len(o.CNI.BinDirs) == 0 {
+		o.CNI.BinDirs = []string{"/opt/cni/bin"}
+	}
+	if o.CNI.State == "" {
+		o.CNI.State = filepath.Join(o.Root, "cni")
+	}
+	for _, p := range []*string{&o.Root, &o.Run, &o.Socket, &o.CNI.State, &o.CNI.ConfDir} {
 		abs, err := filepath.Abs(*p)
 		if err != nil {
 			return fmt.Errorf("runtime: %w", err)
@@ -130,10 +148,12 @@ func (l *loop) open(ctx context.Context) (err error) {
 	if l.images, err = image.Open(filepath.Join(l.opt.Root, "images")); err != nil {
 		return err
 	}
-	if l.opt.Bridge.Bridge != "" {
-		if l.net, err = network.Open(l.opt.Bridge); err != nil {
-			return err
-		}
+	if err := l.images.Pin(l.opt.Pinned); err != nil {
+		return err
+	}
+	l.registry = registry.New(registry.Options{CertsDirs: l.opt.CertsDirs, Stall: l.opt.PullStall, Agent: "worknode/" + version.Build})
+	if l.net, err = openNetworks(l.opt); err != nil {
+		return err
 	}
 	if l.stream, err = stream.Listen(l.opt.Streaming, l); err != nil {
 		return err
@@ -162,11 +182,7 @@ func (l *loop) close() {
 			slog.Warn("live folder stays behind", "error", err)
 		}
 	}
-	if l.net != nil {
-		if err := l.net.Close(empty); err != nil {
-			slog.Warn("pod network stays behind", "error", err)
-		}
-	}
+	l.net.close(empty)
 	l.images.Close()
 }
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -55,8 +56,13 @@ func runtimeCommand() *cobra.Command {
 	f.StringVar(&o.Socket, "socket", "/run/worknode/runtime.sock", "CRI socket")
 	f.StringVar(&o.Monitor, "monitor", "", "path of worknode-monitor (default: beside this binary)")
 	f.StringVar(&o.ImageDir, "images", "", "folder of image tar files to import, watched")
+	f.StringSliceVar(&o.CertsDirs, "certs-dir", nil, "folders of HOST/hosts.toml for registries (default: /etc/containerd/certs.d, /etc/docker/certs.d)")
+	f.DurationVar(&o.PullStall, "pull-progress-timeout", time.Minute, "give a pull up that gets no byte for so long")
+	f.StringSliceVar(&o.Pinned, "pinned-image", nil, "images that are not to be cleaned up: names, or patterns such as registry.example/base/*")
 	f.StringVar(&o.CgroupRoot, "cgroup", "/worknode", "cgroup of pods whose creator names none")
-	f.StringVar(&bridge, "bridge", "", "serve pods with the built-in bridge of this name")
+	f.StringVar(&o.CNI.ConfDir, "cni-conf-dir", "/etc/cni/net.d", "configurations of the CNI plugins that connect pods; the first by name is in force, changes too")
+	f.StringSliceVar(&o.CNI.BinDirs, "cni-bin-dir", []string{"/opt/cni/bin"}, "folders of CNI plugins (repeatable)")
+	f.StringVar(&bridge, "bridge", "", "serve pods with the built-in bridge of this name, not by CNI plugins")
 	f.StringVar(&pods, "pod-cidr", "10.88.0.0/16", "addresses of the pods on the built-in bridge")
 	f.BoolVar(&cleanup, "cleanup", false, "end all containers, remove all that the runtime made on the machine except images, and exit")
 	return c

@@ -52,7 +52,7 @@ func (s *Server) PullImage(ctx context.Context, r *cri.PullImageRequest) (*cri.P
 	if ref == "" {
 		return nil, fault.New(fault.Invalid, "the request names no image")
 	}
-	im, err := s.node.PullImage(ctx, ref)
+	im, err := s.node.PullImage(ctx, ref, r.GetAuth())
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ func (s *Server) ImageFsInfo(context.Context, *cri.ImageFsInfoRequest) (*cri.Ima
 }
 
 func imageMessage(im image.Image) *cri.Image {
-	out := &cri.Image{Id: im.ID, RepoTags: im.Tags, RepoDigests: im.Digests, Size: uint64(max(im.Size, 1)), Spec: &cri.ImageSpec{Image: im.ID}}
+	out := &cri.Image{Id: im.ID, RepoTags: im.Tags, RepoDigests: im.Digests, Size: uint64(max(im.Size, 1)), Pinned: im.Pinned, Spec: &cri.ImageSpec{Image: im.ID}}
 	user, _, _ := strings.Cut(im.Config.User, ":")
 	if user == "" {
 		user = "0"

@@ -47,7 +47,7 @@ type Node interface {
 
 	Images() []image.Image
 	Image(ref string) (image.Image, bool)
-	PullImage(ctx context.Context, ref string) (image.Image, error)
+	PullImage(ctx context.Context, ref string, auth *cri.AuthConfig) (image.Image, error)
 	RemoveImage(ref string) error
 	ImageUsage() (layers, containers *cri.FilesystemUsage)
 }

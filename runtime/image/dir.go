@@ -190,24 +190,26 @@ func (s *Store) forgetFiles(dir string, there map[string]bool) {
 	}
 }
 
-// Pull returns the image. If the store lacks it, the folders of ImportDir are looked at once more, without waiting for
-// their events, and a file still being written is waited for until ctx ends; an image that was removed is read again
-// from the tar that once brought it.
-// Errors: NotFound if neither the store nor a tar has it.
-func (s *Store) Pull(ctx context.Context, ref string) (Image, error) {
+// FromTar returns the image if a tar of the folders of ImportDir has it. If the store lacks it, the folders are looked at
+// once more, without waiting for their events, and a file still being written is waited for until ctx ends; an image that
+// was removed is read again from the tar that once brought it. An image id is answered from the store whatever brought it.
+// Errors: NotFound if no tar has it: a registry may.
+func (s *Store) FromTar(ctx context.Context, ref string) (Image, error) {
 	full, err := normal(ref)
-	if err != nil && !strings.HasPrefix(ref, "sha256:") {
+	if err != nil {
+		if im, ok := s.Get(ref); ok && strings.HasPrefix(ref, "sha256:") {
+			return im, nil
+		}
 		return Image{}, err
 	}
 	for {
-		if im, ok := s.Get(ref); ok {
-			return im, nil
-		}
 		young := false
-		for _, d := range s.importing() {
-			young = d.pass(ctx, quiet) || young
+		if _, ok := s.Get(full); !ok {
+			for _, d := range s.importing() {
+				young = d.pass(ctx, quiet) || young
+			}
 		}
-		if im, ok := s.Get(ref); ok {
+		if im, ok := s.Get(full); ok && s.tarOf(full, im.ID) != "" {
 			return im, nil
 		}
 		if !young {
@@ -219,31 +221,36 @@ func (s *Store) Pull(ctx context.Context, ref string) (Image, error) {
 		case <-time.After(quiet):
 		}
 	}
-	if err := s.readAgain(ctx, ref, full); err != nil {
-		return Image{}, err
-	}
-	if im, ok := s.Get(ref); ok {
-		return im, nil
+	if from := s.tarOf(full, ""); from != "" {
+		if err := s.readAgain(ctx, from); err != nil {
+			return Image{}, err
+		}
+		if im, ok := s.Get(full); ok {
+			return im, nil
+		}
 	}
 	return Image{}, fault.New(fault.NotFound, "image %s: it is not on this node", ref) // the caller knows the remedy
 }
 
-// readAgain imports the tar that once brought the image, if that is remembered.
-func (s *Store) readAgain(ctx context.Context, ref, full string) error {
-	var from string
+// tarOf finds the tar that brought a name or digest, and if id is not empty, brought it for that image.
+func (s *Store) tarOf(full, id string) string {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	for path, f := range s.t.Files {
-		if slices.Contains(f.Tags, full) || slices.Contains(f.Images, ref) {
-			from = path
+		r := s.t.Images[id]
+		named := slices.Contains(f.Tags, full) || r != nil && slices.Contains(r.Digests, full)
+		if named && (id == "" || slices.Contains(f.Images, id)) {
+			return path
 		}
 	}
-	s.mu.Unlock()
-	if from == "" {
-		return nil
-	}
+	return ""
+}
+
+// readAgain imports a tar anew; if it is gone that is no error.
+func (s *Store) readAgain(ctx context.Context, from string) error {
 	sign, err := signature(from)
 	if err != nil {
-		return nil // the tar is gone as well
+		return nil
 	}
 	_, err = s.importFile(ctx, from, sign)
 	return err

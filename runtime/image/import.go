@@ -167,7 +167,7 @@ func (s *Store) enter(fresh []*record) ([]Image, error) {
 		}
 	}
 	for _, r := range fresh {
-		out = append(out, s.t.Images[r.ID].Image)
+		out = append(out, s.show(s.t.Images[r.ID]))
 	}
 	s.mu.Unlock()
 	if err := s.save(); err != nil {

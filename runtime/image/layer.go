@@ -42,6 +42,7 @@ type blob struct {
 	name   string        // entry in the archive or digest in the registry, for errors
 	digest digest.Digest // of the bytes as they lie; empty if only the diff id is known
 	diff   digest.Digest // of the tar inside
+	size   int64         // bytes as they lie; zero if not known
 	open   func(ctx context.Context) (io.ReadCloser, error)
 }
 

@@ -2,6 +2,7 @@ package image
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -15,7 +16,7 @@ func (s *Store) List() []Image {
 	out := make([]Image, 0, len(s.t.Images))
 	for _, r := range s.t.Images {
 		if !r.Hidden {
-			out = append(out, r.Image)
+			out = append(out, s.show(r))
 		}
 	}
 	slices.SortFunc(out, func(a, b Image) int { return strings.Compare(a.ID, b.ID) })
@@ -28,9 +29,42 @@ func (s *Store) Get(ref string) (Image, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r := s.find(ref); r != nil {
-		return r.Image, true
+		return s.show(r), true
 	}
 	return Image{}, false
+}
+
+// show is what others see of a record. The caller holds mu.
+func (s *Store) show(r *record) Image {
+	im := r.Image
+	im.Pinned = slices.ContainsFunc(im.Tags, s.pins) || slices.ContainsFunc(im.Digests, s.pins)
+	return im
+}
+
+func (s *Store) pins(name string) bool {
+	return slices.ContainsFunc(s.pinned, func(pattern string) bool {
+		ok, _ := path.Match(pattern, name) // Pin has checked the patterns
+		return ok
+	})
+}
+
+// Pin names images that are to be kept by whoever cleans up (CRI Image.pinned). A pattern is an image's name, short or
+// full, or a full name with the wildcards of path.Match: registry.example/base/*.
+// Errors: Invalid names the pattern. Call it before the store is shared.
+func (s *Store) Pin(patterns []string) error {
+	for _, p := range patterns {
+		if !strings.ContainsAny(p, "*?[") {
+			full, err := normal(p)
+			if err != nil {
+				return fmt.Errorf("pinned image: %w", err)
+			}
+			p = full
+		} else if _, err := path.Match(p, ""); err != nil {
+			return fault.New(fault.Invalid, "pinned image %q: %w", p, err)
+		}
+		s.pinned = append(s.pinned, p)
+	}
+	return nil
 }
 
 // find is Get for callers that hold mu.

@@ -43,6 +43,7 @@ type Image struct {
 	Created time.Time
 	Config  ocispec.ImageConfig
 	Layers  []string // topmost first, relative to Base
+	Pinned  bool     `json:"-"` // not to be removed by whoever cleans up; see Pin
 }
 
 // layer is one unpacked directory.
@@ -82,6 +83,8 @@ type Store struct {
 	tasks *task.Group
 	dirty chan struct{} // asks for a sync of the file system
 	turns chan struct{} // one for each layer that is being unpacked
+
+	pinned []string // patterns of names
 
 	saving sync.Mutex // taken before mu: writes of the table keep their order
 

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -55,8 +56,7 @@ func (l *loop) createContainer(sandbox string, config *cri.ContainerConfig) (str
 	l.useImages(c)
 	if err := l.place(c); err != nil {
 		l.releaseImages(c)
-		l.hands.RemoveLayer(c.ID)
-		return "", err
+		return "", errors.Join(err, l.hands.RemoveLayer(c.ID))
 	}
 	l.born(c.ID)
 	l.tell(c, cri.ContainerEventType_CONTAINER_CREATED_EVENT)

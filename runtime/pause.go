@@ -90,7 +90,7 @@ func (l *loop) killPause(ctx context.Context, s *state.Sandbox) {
 	case <-gone:
 	case <-ctx.Done():
 	}
-	l.keeper.Forget(ctx, s.Pause)
+	l.forget(s.Pause)
 }
 
 // dropPause forgets an init that ended by itself; the next container that wants one gets a new namespace.

@@ -118,6 +118,8 @@ func (l *loop) sendKill(id string) {
 		slog.Warn("cgroup not killed", "id", id, "error", err)
 	}
 	if act.Alive(c.Pid, c.StartTime) {
-		unix.Kill(c.Pid, unix.SIGKILL)
+		if err := unix.Kill(c.Pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
+			slog.Warn("process not killed", "id", id, "pid", c.Pid, "error", err)
+		}
 	}
 }

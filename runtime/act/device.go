@@ -89,6 +89,6 @@ func deviceNode(path, as string) (specs.LinuxDevice, bool) {
 	default:
 		return specs.LinuxDevice{}, false
 	}
-	return specs.LinuxDevice{Path: as, Type: kind, Major: int64(unix.Major(uint64(st.Rdev))), Minor: int64(unix.Minor(uint64(st.Rdev))),
+	return specs.LinuxDevice{Path: as, Type: kind, Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
 		FileMode: new(fs.FileMode(st.Mode & 0o777)), UID: new(st.Uid), GID: new(st.Gid)}, true
 }

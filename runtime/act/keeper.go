@@ -120,7 +120,7 @@ func (k *Keeper) connect(ctx context.Context) error {
 		}
 	}
 	if err := k.handOver(ctx, conn); err != nil {
-		conn.Close()
+		_ = conn.Close()
 		return err
 	}
 	k.mu.Lock()
@@ -321,7 +321,7 @@ func (k *Keeper) Known() []wire.Process {
 	return out
 }
 
-// Signal, Reopen, Attach and Resize pass a request on.
+// Signal sends a signal to a process, or with all to everything that belongs to it.
 func (k *Keeper) Signal(ctx context.Context, id string, sig int, all bool) error {
 	return k.call(ctx, func(ctx context.Context, c *client.Client) error { return c.Signal(ctx, id, sig, all) })
 }

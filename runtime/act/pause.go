@@ -75,7 +75,9 @@ func executable(code []byte) []byte {
 		uint16(64), uint16(56), uint16(1), uint16(64), uint16(0), uint16(0), // one program header, no sections
 		uint32(1), uint32(5), uint64(0), uint64(load), uint64(load), size, size, uint64(4096), // PT_LOAD, r-x
 	} {
-		binary.Write(&b, binary.LittleEndian, v)
+		if err := binary.Write(&b, binary.LittleEndian, v); err != nil {
+			panic(err) // a value above has no fixed size
+		}
 	}
 	b.Write(code)
 	return b.Bytes()

@@ -3,6 +3,7 @@ package act
 import (
 	"bufio"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -52,20 +53,21 @@ func (w *Written) Drop(dir string) {
 
 func measure(dir string) written {
 	m := written{at: time.Now()}
-	filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return nil // files come and go
+	walk := func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || m.entries >= writtenFiles {
+			return fs.SkipDir // files come and go
 		}
+		m.entries++
 		if info, err := e.Info(); err == nil {
 			if st, ok := info.Sys().(*syscall.Stat_t); ok {
 				m.bytes += uint64(st.Blocks) * 512
 			}
 		}
-		if m.entries++; m.entries >= writtenFiles {
-			return fs.SkipAll
-		}
 		return nil
-	})
+	}
+	if err := filepath.WalkDir(dir, walk); err != nil {
+		slog.Debug("writable layer not measured", "folder", dir, "error", err)
+	}
 	return m
 }
 

@@ -30,7 +30,7 @@ func chooseSeccomp(sc *cri.LinuxContainerSecurityContext) (Seccomp, error) {
 		}
 		return Seccomp{}, nil
 	}
-	switch old := sc.GetSeccompProfilePath(); {
+	switch old := sc.GetSeccompProfilePath(); { //nolint:staticcheck // deprecated since Kubernetes 1.19, still sent by older clients
 	case old == "" || old == "unconfined":
 		return Seccomp{}, nil
 	case old == "runtime/default" || old == "docker/default":

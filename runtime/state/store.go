@@ -42,19 +42,19 @@ func Open(dir string) (s *Store, bad []error, err error) {
 			return nil, nil, fault.New(fault.Denied, "state folder: %w", err)
 		}
 	}
-	bad = append(bad, read(filepath.Join(dir, "sandboxes"), func(v *Sandbox) (string, bool) {
-		if v.Config == nil {
-			return v.ID, false
+	bad = append(bad, read(filepath.Join(dir, "sandboxes"), func(id string, v *Sandbox) error {
+		if v.ID != id || v.Config == nil {
+			return fmt.Errorf("it is not a whole record of %s", id)
 		}
-		s.sandboxes[v.ID] = v
-		return v.ID, true
+		s.sandboxes[id] = v
+		return nil
 	})...)
-	bad = append(bad, read(filepath.Join(dir, "containers"), func(v *Container) (string, bool) {
-		if v.Config == nil || v.Sandbox == "" {
-			return v.ID, false
+	bad = append(bad, read(filepath.Join(dir, "containers"), func(id string, v *Container) error {
+		if v.ID != id || v.Config == nil || v.Sandbox == "" {
+			return fmt.Errorf("it is not a whole record of %s", id)
 		}
-		s.containers[v.ID] = v
-		return v.ID, true
+		s.containers[id] = v
+		return nil
 	})...)
 	for id, c := range s.containers {
 		if s.sandboxes[c.Sandbox] == nil {
@@ -86,8 +86,8 @@ func (s *Store) voidOldBoot() error {
 	return os.WriteFile(mark, now, 0o600)
 }
 
-// read decodes every record in dir; keep returns the id it must have and whether it is whole.
-func read[T any](dir string, keep func(*T) (id string, whole bool)) (bad []error) {
+// read decodes every record in dir; keep takes it, or says why not. The file's name is the id that it must have.
+func read[T any](dir string, keep func(id string, v *T) error) (bad []error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return []error{err}
@@ -107,16 +107,10 @@ func read[T any](dir string, keep func(*T) (id string, whole bool)) (bad []error
 			err = json.Unmarshal(data, v)
 		}
 		if err == nil {
-			var probe struct{ ID string }
-			if json.Unmarshal(data, &probe); probe.ID != id {
-				err = fmt.Errorf("record is of %q", probe.ID)
-			} else if _, whole := keep(v); !whole {
-				err = errors.New("record has no configuration")
-			}
+			err = keep(id, v)
 		}
 		if err != nil {
-			os.Rename(path, path+".bad")
-			bad = append(bad, fmt.Errorf("state record %s: %w", path, err))
+			bad = append(bad, errors.Join(fmt.Errorf("state record %s: %w", path, err), os.Rename(path, path+".bad")))
 		}
 	}
 	return bad

@@ -67,7 +67,7 @@ func feed(s Session, in io.Reader) {
 				s.Stdin.Close()
 				return
 			}
-			s.Terminal.Write([]byte{4}) // EOT; the master itself must stay open for the output
+			_, _ = s.Terminal.Write([]byte{4}) // EOT; the master itself must stay open for the output
 		}()
 	}
 }
@@ -80,7 +80,7 @@ func resizes(ctx context.Context, s Session, resize <-chan remotecommand.Termina
 				return
 			}
 			if size.Width > 0 && size.Height > 0 {
-				s.Resize(size.Width, size.Height)
+				_ = s.Resize(size.Width, size.Height) // the process has just ended
 			}
 		case <-ctx.Done():
 			return

@@ -83,7 +83,7 @@ func Listen(addr string, node Node) (*Server, error) {
 
 // Serve answers until ctx ends.
 func (s *Server) Serve(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { s.http.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = s.http.Close() })
 	defer stop()
 	if err := s.http.Serve(s.l); !errors.Is(err, http.ErrServerClosed) {
 		return err
@@ -218,13 +218,14 @@ func (h handler) PortForward(ctx context.Context, sandbox, _ string, port int32,
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	hangUp := sync.OnceFunc(func() { _ = conn.Close() })
+	defer hangUp()
+	defer context.AfterFunc(ctx, hangUp)()
 	var up sync.WaitGroup
 	up.Go(func() {
 		io.Copy(conn, client)
 		if half, ok := conn.(interface{ CloseWrite() error }); ok {
-			half.CloseWrite()
+			_ = half.CloseWrite() // the pod has hung up
 		}
 	})
 	_, err = io.Copy(client, conn)

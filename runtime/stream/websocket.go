@@ -55,7 +55,9 @@ type door struct {
 func (d *door) write(channel byte, data []byte) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.conn.SetWriteDeadline(time.Now().Add(writeLimit))
+	if err := d.conn.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
+		return err
+	}
 	w, err := d.conn.NextWriter(websocket.BinaryMessage)
 	if err != nil {
 		return err
@@ -91,7 +93,7 @@ func serveV5(w http.ResponseWriter, r *http.Request, want *remotecommand.Options
 	if err != nil {
 		return // Upgrade has answered
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	conn.SetReadLimit(maxFrame)
 	d := &door{conn: conn}
 	ctx, stop := context.WithCancel(context.WithoutCancel(r.Context()))
@@ -115,18 +117,18 @@ func serveV5(w http.ResponseWriter, r *http.Request, want *remotecommand.Options
 	}
 	err = do(ctx, in, out, errs, resize)
 	if status, jerr := json.Marshal(outcome(err)); jerr == nil {
-		d.write(channelError, status)
+		_ = d.write(channelError, status) // nobody is left to tell if it fails
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(time.Second))
+	_ = conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(time.Second))
 }
 
 // read sorts the client's messages until the connection ends. Input that the process does not read holds up resizes
 // too, as with every client of one connection; it holds up nobody else.
 func (d *door) read(ctx context.Context, stdin *io.PipeWriter, resize chan<- remotecommand.TerminalSize) {
 	if stdin != nil {
-		defer stdin.Close()
+		defer func() { _ = stdin.Close() }()
 	}
 	defer close(resize)
 	for {
@@ -140,11 +142,11 @@ func (d *door) read(ctx context.Context, stdin *io.PipeWriter, resize chan<- rem
 		switch data[0] {
 		case channelStdin:
 			if stdin != nil {
-				stdin.Write(data[1:]) // fails when the process has closed its input; the rest is dropped
+				_, _ = stdin.Write(data[1:]) // fails when the process has closed its input; the rest is dropped
 			}
 		case channelClose:
 			if len(data) > 1 && data[1] == channelStdin && stdin != nil {
-				stdin.Close()
+				_ = stdin.Close()
 			}
 		case channelResize:
 			var size remotecommand.TerminalSize

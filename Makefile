@@ -6,7 +6,7 @@ export CGO_ENABLED := 0
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X worknode/version.Build=$(VERSION)
 
-.PHONY: build run test quick bench lint fmt clean setup
+.PHONY: build run test quick bench bench-runtime lint fmt clean setup
 
 build:
 	@go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
@@ -25,6 +25,9 @@ quick:
 
 bench: setup build
 	@./scripts/bench
+
+bench-runtime: setup build
+	@./scripts/bench-runtime
 
 lint:
 	@./scripts/lint

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,17 +25,15 @@ func (l *loop) recover(ctx context.Context) error {
 	for _, p := range l.keeper.Known() {
 		known[p.ID] = p
 	}
-	live := map[string][]netip.Addr{}
+	var live []*state.Sandbox
 	for _, s := range l.store.Sandboxes() {
 		l.recoverSandbox(s)
 		if s, err := l.store.Sandbox(s.ID); err == nil && !s.HostNetwork && !s.NetworkDone {
-			live[s.ID] = addresses(s)
+			live = append(live, s)
 		}
 	}
-	if l.net != nil {
-		if err := l.net.Reconcile(live); err != nil {
-			return err
-		}
+	if err := l.net.reconcile(live); err != nil {
+		return err
 	}
 	for _, c := range l.store.Containers("") {
 		l.useImages(c)

@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -66,19 +67,17 @@ func (l *loop) runSandbox(ctx context.Context, config *cri.PodSandboxConfig, han
 // makeSandbox makes all parts; the record comes last, so a crash before leaves only remains that the next start finds
 // by the id in their names.
 func (l *loop) makeSandbox(ctx context.Context, s *state.Sandbox) error {
-	if !s.HostNetwork && l.net == nil {
-		return fault.Hint(fault.New(fault.Temporary, "sandbox: this runtime has no pod network"), "configure the bridge, or use the host's network")
+	if !s.HostNetwork && l.net.bridge == nil { // a bridge that is unwell still says more when it is tried
+		if err := l.net.cni.Connects(); err != nil {
+			return fmt.Errorf("sandbox: %w", err)
+		}
 	}
 	if err := l.hands.MakeSandbox(ctx, s); err != nil {
 		return err
 	}
 	if !s.HostNetwork {
-		result, err := l.net.Add(ctx, s.ID, l.hands.NetPath(s))
-		if err != nil {
+		if err := l.net.connect(ctx, s, l.hands.NetPath(s)); err != nil {
 			return err
-		}
-		for _, ip := range result.IPs {
-			s.IPs = append(s.IPs, ip.String())
 		}
 	}
 	if err := l.hands.WriteFiles(s); err != nil {
@@ -91,16 +90,19 @@ func (l *loop) makeSandbox(ctx context.Context, s *state.Sandbox) error {
 func (l *loop) unmakeSandbox(s *state.Sandbox) {
 	ctx, stop := context.WithTimeout(context.Background(), callLimit)
 	defer stop()
-	if err := l.dissolve(ctx, s); err != nil {
+	if err := l.dissolve(ctx, s, true); err != nil {
 		slog.Warn("half-made sandbox stays until the next start", "id", s.ID, "error", err)
 	}
 }
 
-// dissolve releases addresses, namespaces, files and a cgroup of ours. Repeat: safe.
-func (l *loop) dissolve(ctx context.Context, s *state.Sandbox) error {
+// dissolve releases addresses, namespaces, files and a cgroup of ours. Repeat: safe. While the network does not let go the
+// namespace stays, as its plugins may need it; with force it goes nevertheless.
+func (l *loop) dissolve(ctx context.Context, s *state.Sandbox, force bool) error {
 	var errs []error
-	if !s.HostNetwork && l.net != nil && !s.NetworkDone {
-		errs = append(errs, l.net.Del(ctx, s.ID, l.hands.NetPath(s)))
+	if !s.HostNetwork && !s.NetworkDone {
+		if err := l.net.disconnect(ctx, s, force); err != nil {
+			return err
+		}
 	}
 	errs = append(errs, l.hands.RemoveSandbox(s.ID))
 	if s.OwnCgroup {
@@ -119,14 +121,17 @@ func (l *loop) StopPodSandbox(ctx context.Context, id string) error {
 		return err
 	}
 	defer l.locks.take(s.ID)()
-	return l.stopSandbox(ctx, s.ID)
+	return l.stopSandbox(ctx, s.ID, false)
 }
 
-// stopSandbox does the work; the caller holds the sandbox's lock.
-func (l *loop) stopSandbox(ctx context.Context, id string) error {
+// stopSandbox does the work; the caller holds the sandbox's lock. force is dissolve's.
+func (l *loop) stopSandbox(ctx context.Context, id string, force bool) error {
 	s, err := l.store.Sandbox(id)
-	if err != nil {
+	if fault.Is(err, fault.NotFound) {
 		return nil // removed while we waited for the lock
+	}
+	if err != nil {
+		return err
 	}
 	v := *s
 	if v.State == state.Ready {
@@ -145,7 +150,7 @@ func (l *loop) stopSandbox(ctx context.Context, id string) error {
 		return nil
 	}
 	l.killPause(ctx, s)
-	if err := l.dissolve(ctx, s); err != nil {
+	if err := l.dissolve(ctx, s, force); err != nil {
 		return err
 	}
 	done := v
@@ -168,7 +173,7 @@ func (l *loop) RemovePodSandbox(ctx context.Context, id string) error {
 		return err
 	}
 	defer l.locks.take(s.ID)()
-	if err := l.stopSandbox(ctx, s.ID); err != nil {
+	if err := l.stopSandbox(ctx, s.ID, true); err != nil {
 		return err
 	}
 	for _, c := range l.store.Containers(s.ID) {

@@ -31,6 +31,8 @@ type Sandbox struct {
 	HostNetwork  bool     `json:",omitempty"`
 	HostIPC      bool     `json:",omitempty"`
 	IPs          []string `json:",omitempty"`
+	Network      string   `json:",omitempty"` // what connected it: bridge:NAME or cni:NAME; it also disconnects it
+	HostPorts    bool     `json:",omitempty"` // its host ports are in our own table, no plugin serves them
 	NetworkDone  bool     `json:",omitempty"` // the network was released, IPs are history
 	Pause        string   `json:",omitempty"` // process id in the monitor of the pod-wide pid namespace's init
 	PausePid     int      `json:",omitempty"`

@@ -48,7 +48,7 @@ func (r *Repository) explainTLS(h *host, err error) error {
 	var expired x509.CertificateInvalidError
 	var unknown x509.UnknownAuthorityError
 	var name x509.HostnameError
-	var alert tls.AlertError
+	var alert *net.OpError
 	switch {
 	case speaksPlain(err):
 		e := fault.New(fault.Temporary, "%s: does not speak TLS", h.url.Host)
@@ -65,7 +65,7 @@ func (r *Repository) explainTLS(h *host, err error) error {
 	case errors.As(err, &name):
 		e := fault.New(fault.Temporary, "%s: certificate %s: is for another host: %w", h.url.Host, describe(name.Certificate), err)
 		return fault.Hint(e, "use a name it is for, as the image's registry or as server in %s", h.file)
-	case errors.As(err, &alert):
+	case errors.As(err, &alert) && alert.Op == "remote error": // how crypto/tls wraps an alert
 		e := fault.New(fault.Temporary, "%s: refuses the TLS connection: %w", h.url.Host, err)
 		return fault.Hint(e, `if it wants a client certificate, name it in %s: client = [["CERT", "KEY"]]`, h.file)
 	}

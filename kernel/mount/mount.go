@@ -272,7 +272,8 @@ func PivotTo(root int) error {
 // Overlay mounts an overlay on target (a path relative to the working directory, as are the directories named).
 // lower is topmost first; with an empty upper the overlay is read-only. volatile skips all syncing, which is right for
 // a layer that does not outlive a reboot, and is dropped on kernels that lack it (before 5.10).
-// Errors: Invalid if the kernel refuses the options. Source: kernel overlayfs.rst.
+// Errors: Invalid if the kernel refuses the options; Unsupported on kernels before 6.5 if the names exceed a page.
+// Source: kernel overlayfs.rst.
 func Overlay(target string, lower []string, upper, work string, volatile bool) error {
 	opts, err := overlayOptions(lower, upper, work)
 	if err != nil {
@@ -336,8 +337,11 @@ func overlayByParts(target string, lower []string, upper, work string, volatile 
 			}
 		}
 	}
-	for _, l := range lower {
+	for i, l := range lower {
 		set("lowerdir+", l)
+		if i == 0 && errors.Is(err, unix.EINVAL) {
+			return fault.New(fault.Unsupported, "overlay of %d layers: their names exceed a page of options, and this kernel takes no more (kernel 6.5 does): %w", len(lower), err)
+		}
 	}
 	if upper != "" {
 		set("upperdir", upper)

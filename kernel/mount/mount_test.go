@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"worknode/fault"
 )
 
 // apart moves this test's thread into a mount namespace of its own, and throws the thread away afterwards.
@@ -96,7 +98,11 @@ func TestOverlayWithManyLayersAndTwice(t *testing.T) {
 	}
 	for _, layers := range [][]string{lower, lower[98:]} {
 		for range 2 { // the second time meets the mark of the first volatile mount
-			if err := Overlay(base+"/u", layers, base+"/u", base+"/w", true); err != nil {
+			err := Overlay(base+"/u", layers, base+"/u", base+"/w", true)
+			if len(layers) == 100 && fault.Is(err, fault.Unsupported) && strings.Contains(err.Error(), "6.5") {
+				break // an older kernel, which says so
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
 			if _, err := os.Stat(base + "/u/bottom"); err != nil {

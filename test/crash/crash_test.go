@@ -125,7 +125,7 @@ func TestKillUnderLoad(t *testing.T) {
 			end := p.Status.ContainerStatuses[0].State.Terminated
 			if end == nil || end.ExitCode == 0 {
 				t.Errorf("exit while %s was away: %+v", victim, end)
-			} else if end.ExitCode != 9 && !(victim == "monitor" && !exitsOutliveTheMonitor()) {
+			} else if end.ExitCode != 9 && !(victim == "monitor" && !harness.ExitsOutliveTheMonitor()) {
 				t.Errorf("exit code %d (%s) was lost with %s, want 9", end.ExitCode, end.Reason, victim)
 			}
 			for _, st := range n.History("web")[before:] {
@@ -148,25 +148,6 @@ func TestKillUnderLoad(t *testing.T) {
 		})
 	}
 	noLineLost(t, n)
-}
-
-// exitsOutliveTheMonitor says whether this kernel tells the exit code of somebody else's child (6.15).
-func exitsOutliveTheMonitor() bool {
-	var u syscall.Utsname
-	if syscall.Uname(&u) != nil {
-		return false
-	}
-	var release []byte
-	for _, c := range u.Release {
-		if c == 0 {
-			break
-		}
-		release = append(release, byte(c))
-	}
-	parts := strings.SplitN(string(release), ".", 3)
-	major, _ := strconv.Atoi(parts[0])
-	minor, _ := strconv.Atoi(parts[1])
-	return major > 6 || (major == 6 && minor >= 15)
 }
 
 // noLineLost reads the talker's whole log: every number once, in order, none torn.

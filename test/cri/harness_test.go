@@ -34,6 +34,7 @@ import (
 	"worknode/kernel/netns"
 	"worknode/runtime"
 	"worknode/runtime/network"
+	"worknode/test/harness"
 )
 
 const busybox = "worknode.example/busybox:1"
@@ -313,7 +314,7 @@ func (n *node) cleanup() {
 }
 
 func (n *node) ctx() context.Context {
-	ctx, stop := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, stop := context.WithTimeout(context.Background(), harness.Slow(60*time.Second))
 	_ = stop // ends with the deadline, or the process
 	return ctx
 }
@@ -321,7 +322,7 @@ func (n *node) ctx() context.Context {
 // until polls with a deadline that says what was missing.
 func (n *node) until(what string, ok func() bool) {
 	n.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(harness.Slow(20 * time.Second))
 	for !ok() {
 		if time.Now().After(deadline) {
 			n.t.Fatalf("waited in vain for %s", what)

@@ -45,7 +45,7 @@ func Pod(want *state.Want, have *state.Have, now time.Time) Plan {
 	p := &planner{want: want, have: have, pod: want.Pod, now: now}
 	p.End = p.end()
 	switch {
-	case have.Lost:
+	case have.Blind():
 		p.look()
 	default:
 		p.silence()
@@ -58,7 +58,7 @@ func Pod(want *state.Want, have *state.Have, now time.Time) Plan {
 		}
 	}
 	p.report()
-	if p.End.Begun() && !have.Lost {
+	if p.End.Begun() && !have.Blind() {
 		p.over()
 	}
 	return p.Plan

@@ -38,6 +38,8 @@ func Begin(h *state.Have, a Action, now time.Time) {
 		h.Running = append(h.Running, state.Task{Key: a.Key(), Since: now})
 	}
 	switch a := a.(type) {
+	case Look:
+		h.Lost = false
 	case RunSandbox:
 		h.Cgroup = state.Dirty
 	case MountVolumes:
@@ -101,6 +103,11 @@ func Finish(h *state.Have, a Action, r Result, now time.Time) []Say {
 	if r.Lost {
 		h.Lost = true
 	}
+	defer func() {
+		if !discovering(h) {
+			h.Early = nil
+		}
+	}()
 	if r.ok() {
 		h.Broken = state.Drop(h.Broken, key)
 		done(h, a, r)
@@ -193,7 +200,6 @@ func done(h *state.Have, a Action, r Result) {
 	case RemoveContainer:
 		remove(h, a.ID)
 	case Look:
-		h.Lost = false
 		Merge(h, *r.World)
 	case DeleteObject:
 		h.Deleted = true
@@ -213,6 +219,8 @@ func hookDone(h *state.Have, a RunHook, how state.Hook) {
 // failed records what a failure leaves behind.
 func failed(h *state.Have, a Action, r Result, now time.Time) {
 	switch a := a.(type) {
+	case Look:
+		h.Lost = true
 	case RunSandbox:
 		h.Lost = true // a failed start may have left a record: the next plan looks
 	case StartContainer:
@@ -274,6 +282,9 @@ func removeSandbox(h *state.Have, id string) {
 func learn(h *state.Have, n state.Container) {
 	c := h.ByID(n.ID)
 	if c == nil {
+		if slices.Contains(h.Early, n.ID) { // the answer is older than the end
+			move(&n, state.Died)
+		}
 		h.Containers = append(h.Containers, n)
 		return
 	}
@@ -374,6 +385,9 @@ func Happened(h *state.Have, id string, e state.Event) bool {
 	}
 	c := h.ByID(id)
 	if c == nil {
+		if e == state.Died && discovering(h) {
+			h.Early = append(h.Early, id)
+		}
 		return false
 	}
 	if e == state.Removed {
@@ -381,6 +395,11 @@ func Happened(h *state.Have, id string, e state.Event) bool {
 		return true
 	}
 	return move(c, e)
+}
+
+// discovering says whether a call is under way whose answer may tell of a container that is not known yet.
+func discovering(h *state.Have) bool {
+	return slices.ContainsFunc(h.Running, func(t state.Task) bool { return t.Key == Look{}.Key() || hasPrefix(t.Key, "start/") })
 }
 
 // Judged is news from the prober about an attempt. It says whether anything changed.

@@ -320,6 +320,9 @@ func (w *sim) finishOne() {
 		}
 		result = Result{Failed: state.Cause{Reason: "SimLost", Message: "no answer"}, Lost: true, Kind: fault.Temporary}
 	}
+	if !w.calm && w.chance(20) {
+		w.exitOne() // its event overtakes the answer
+	}
 	w.note("finish %s: %s lost=%v", f.action.Key(), result.Failed.Reason, result.Lost)
 	Finish(&w.have, f.action, result, w.now)
 }

@@ -110,7 +110,7 @@ func (p *planner) open() bool {
 			return true
 		}
 	}
-	return p.have.Lost
+	return p.have.Blind()
 }
 
 func (p *planner) sum(s *v1.PodStatus) v1.PodPhase {

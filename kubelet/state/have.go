@@ -71,6 +71,9 @@ type Have struct {
 	Stale      []Sandbox // older sandboxes, to be stopped and removed
 	Stopped    bool      // StopPodSandbox succeeded for Sandbox
 	Containers []Container
+	// Early are containers that ended before anything told of them: events overtake the answers to calls. It is kept
+	// while a call is under way that may name them.
+	Early []string
 
 	Images  []Named[Image]  // by container name
 	Broken  []Named[Broken] // by action key
@@ -84,6 +87,7 @@ type Have struct {
 
 	End End
 	// Lost: a call to the runtime ended without an answer, so nobody knows what it did. Look before acting again.
+	// It is cleared when a look begins, so that what is lost during one is looked for by the next.
 	Lost bool
 	// Deleted: the API object was removed at our request.
 	Deleted bool
@@ -129,6 +133,9 @@ func Drop[T any](list []Named[T], name string) []Named[T] {
 	}
 	return list
 }
+
+// Blind says that what the runtime has is not known: something got lost, or the look for it is under way.
+func (h *Have) Blind() bool { return h.Lost || h.Busy("look") }
 
 // Busy says whether the action called key is under way.
 func (h *Have) Busy(key string) bool {

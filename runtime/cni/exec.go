@@ -96,17 +96,17 @@ func run(ctx context.Context, path string, stdin []byte, environ []string) ([]by
 	case ctx.Err() != nil && err != nil:
 		return nil, fault.New(fault.Temporary, "CNI plugin %s did not end within %s and was killed%s", name, time.Since(begun).Round(10*time.Millisecond), stderr.quote())
 	case err == nil:
-		if stderr.Len() > 0 {
-			slog.Debug("CNI plugin wrote to stderr", "plugin", name, "text", stderr.String())
+		if len(stderr.kept) > 0 {
+			slog.Debug("CNI plugin wrote to stderr", "plugin", name, "text", string(stderr.kept))
 		}
-		return answer(name, environ, stdout.Bytes())
+		return answer(name, environ, stdout.kept)
 	}
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {
 		return nil, fmt.Errorf("CNI plugin %s: %w%s", name, err, stderr.quote())
 	}
 	said := &types.Error{}
-	if json.Unmarshal(stdout.Bytes(), said) != nil || said.Msg == "" {
+	if json.Unmarshal(stdout.kept, said) != nil || said.Msg == "" {
 		return nil, fault.New(fault.Unknown, "CNI plugin %s: %s, and no error in the words of the spec%s%s", name, err, stdout.quote(), stderr.quote())
 	}
 	return nil, fmt.Errorf("CNI plugin %s: code %d: %w", name, said.Code, said)
@@ -121,32 +121,31 @@ func answer(name string, environ []string, out []byte) ([]byte, error) {
 	}
 	var object map[string]json.RawMessage
 	if err := json.Unmarshal(out, &object); err != nil || object == nil {
-		b := &bounded{}
-		b.Write(out)
-		return nil, fault.New(fault.Unknown, "CNI plugin %s succeeded, but its answer is no result%s", name, b.quote())
+		return nil, fault.New(fault.Unknown, "CNI plugin %s succeeded, but its answer is no result%s", name, (&bounded{kept: out}).quote())
 	}
 	return out, nil
 }
 
-// bounded keeps the first bytes written to it, and takes the rest as if it did.
+// bounded keeps the first bytes written to it, and takes the rest as if it did. It embeds no buffer: io.Copy would go
+// round Write by the buffer's ReadFrom.
 type bounded struct {
-	bytes.Buffer
-	max  int // 0: all
+	kept []byte
+	max  int
 	over bool
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
 	n := len(p)
-	if b.max > 0 && b.Len()+n > b.max {
-		p, b.over = p[:b.max-b.Len()], true
+	if room := b.max - len(b.kept); n > room {
+		p, b.over = p[:room], true
 	}
-	b.Buffer.Write(p)
+	b.kept = append(b.kept, p...)
 	return n, nil
 }
 
 // quote shows the beginning in an error, empty if there is nothing.
 func (b *bounded) quote() string {
-	text := strings.TrimSpace(b.String())
+	text := strings.TrimSpace(string(b.kept))
 	if text == "" {
 		return ""
 	}

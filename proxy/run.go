@@ -88,7 +88,7 @@ func RunFeed(ctx context.Context, o Options, feed api.Feed) error {
 	}
 	tasks.Go("watch addresses", l.watchAddresses)
 	if t := l.families[0].table; !t.Owned() {
-		slog.Warn("this kernel has no owned nftables tables (they came with 6.9): if others change the service table, it is repaired afterwards")
+		slog.Info("this kernel has no owned nftables tables (they came with 6.9): if others change the service table, it is repaired afterwards")
 		tasks.Go("watch table", func(ctx context.Context) { l.watchTable(ctx, t) })
 	}
 	tasks.Go("feed", func(ctx context.Context) { feed.Follow(ctx, l.delta(ctx)) })

@@ -45,9 +45,8 @@ func (n *Node) Kill(name string) {
 		n.t.Fatalf("kill %s: %v", name, err)
 	}
 	if name == "supervisor" {
-		args := n.supervisor.Args[1:]
 		n.supervisor.Wait()
-		n.launch(args)
+		n.launch(n.args)
 		return
 	}
 	n.Until(name+" to come back", 20*time.Second, func() bool {
@@ -204,7 +203,7 @@ func (n *Node) KillAll(pids []int) {
 // Relaunch starts the supervisor again with the same arguments.
 func (n *Node) Relaunch() {
 	n.t.Helper()
-	n.launch(n.supervisor.Args[1:])
+	n.launch(n.args)
 	n.WaitNode()
 }
 

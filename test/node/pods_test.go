@@ -99,6 +99,23 @@ func TestJobEndsWithItsOwnExitCode(t *testing.T) {
 	n.WaitPod("good", "gone", 10*time.Second, harness.Gone)
 }
 
+// A container that ends before anybody heard of its start ends all the same.
+func TestPodsThatEndAtOnce(t *testing.T) {
+	n := start(t, harness.Config{})
+	const many = 40
+	for i := range many {
+		n.Create(kube.Pods, pod(fmt.Sprintf("brief-%d", i), "", never, func(p *v1.Pod) {
+			p.Spec.Containers[0].Command = []string{"/app", "exit", fmt.Sprint(i + 1)}
+		}))
+	}
+	for i := range many {
+		p := n.WaitPod(fmt.Sprintf("brief-%d", i), "failed", 20*time.Second, harness.Phase(v1.PodFailed))
+		if end := p.Status.ContainerStatuses[0].State.Terminated; end == nil || end.ExitCode != int32(i+1) {
+			t.Errorf("pod %d: %+v", i, end)
+		}
+	}
+}
+
 // The first restart comes at once, the second ten seconds after the second crash: upstream's back-off.
 func TestCrashLoopBacksOff(t *testing.T) {
 	n := start(t, harness.Config{})
@@ -247,10 +264,12 @@ func TestLivenessRestartsAndStartupProtects(t *testing.T) {
 
 func TestTerminationIsGraceful(t *testing.T) {
 	n := start(t, harness.Config{})
-	n.Create(kube.Pods, pod("polite", `trap 'echo bye; exit 0' TERM; while :; do sleep 0.1; done`))
-	n.Create(kube.Pods, pod("stubborn", `trap '' TERM; while :; do sleep 0.1; done`, func(p *v1.Pod) { *p.Spec.TerminationGracePeriodSeconds = 2 }))
+	n.Create(kube.Pods, pod("polite", `trap 'echo bye; exit 0' TERM; echo armed; while :; do sleep 0.1; done`))
+	n.Create(kube.Pods, pod("stubborn", `trap '' TERM; echo armed; while :; do sleep 0.1; done`, func(p *v1.Pod) { *p.Spec.TerminationGracePeriodSeconds = 2 }))
 	n.WaitReady("polite")
 	n.WaitReady("stubborn")
+	logged(t, n, "polite", "armed") // the kernel drops signals that a first process has no handler for
+	logged(t, n, "stubborn", "armed")
 	for _, name := range []string{"polite", "stubborn"} {
 		began := time.Now()
 		n.Delete(kube.Pods, name)

@@ -73,8 +73,9 @@ func measure(dir string) written {
 
 // Traffic is what one network device carried.
 type Traffic struct {
-	Device                               string
-	RxBytes, RxErrors, TxBytes, TxErrors uint64
+	Device                                  string
+	RxBytes, RxPackets, RxErrors, RxDropped uint64
+	TxBytes, TxPackets, TxErrors, TxDropped uint64
 }
 
 // ReadTraffic reads the devices of the network namespace that a process is in, loopback excluded.
@@ -90,11 +91,12 @@ func ReadTraffic(pid int) []Traffic {
 		name, rest, ok := strings.Cut(lines.Text(), ":")
 		n := strings.Fields(rest)
 		name = strings.TrimSpace(name)
-		if !ok || name == "lo" || len(n) < 11 {
+		if !ok || name == "lo" || len(n) < 12 {
 			continue
 		}
 		number := func(i int) uint64 { v, _ := strconv.ParseUint(n[i], 10, 64); return v }
-		out = append(out, Traffic{name, number(0), number(2), number(8), number(10)})
+		out = append(out, Traffic{name, number(0), number(1), number(2), number(3),
+			number(8), number(9), number(10), number(11)})
 	}
 	return out
 }

@@ -42,6 +42,7 @@ type Node interface {
 	Events() (<-chan *cri.ContainerEventResponse, func())
 	ContainerStats(c *state.Container) *cri.ContainerStats
 	SandboxStats(s *state.Sandbox) *cri.PodSandboxStats
+	SandboxMetrics(s *state.Sandbox) *cri.PodSandboxMetrics
 	Ready() (runtime, network error)
 	SetPodCIDR(cidr string)
 

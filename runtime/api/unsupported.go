@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 
-	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"worknode/fault"
@@ -19,16 +18,4 @@ func (s *Server) CheckpointPod(context.Context, *cri.CheckpointPodRequest) (*cri
 
 func (s *Server) RestorePod(context.Context, *cri.RestorePodRequest) (*cri.RestorePodResponse, error) {
 	return nil, fault.New(fault.Unsupported, "checkpoints are not supported: the native executor has no CRIU yet")
-}
-
-func (s *Server) ListMetricDescriptors(context.Context, *cri.ListMetricDescriptorsRequest) (*cri.ListMetricDescriptorsResponse, error) {
-	return nil, fault.New(fault.Unsupported, "pod metrics by CRI are not served yet: use the stats calls")
-}
-
-func (s *Server) ListPodSandboxMetrics(context.Context, *cri.ListPodSandboxMetricsRequest) (*cri.ListPodSandboxMetricsResponse, error) {
-	return nil, fault.New(fault.Unsupported, "pod metrics by CRI are not served yet: use the stats calls")
-}
-
-func (s *Server) StreamPodSandboxMetrics(*cri.StreamPodSandboxMetricsRequest, grpc.ServerStreamingServer[cri.StreamPodSandboxMetricsResponse]) error {
-	return fault.New(fault.Unsupported, "pod metrics by CRI are not served yet: use the stats calls")
 }

@@ -188,7 +188,7 @@ func (n *node) openNetwork() error {
 		n.ip = ip
 		return err
 	}
-	path, err := island.Make(n.place.Netns(), islandAddr, islandGateway)
+	path, err := island.Make(n.place.Netns(), islandAddr, islandGateway, n.ServiceCIDR)
 	if err != nil {
 		return err
 	}

@@ -174,6 +174,7 @@ func TestKilledNodeIsAdopted(t *testing.T) {
 	n := harness.Start(t, harness.Config{Images: []string{"app"}})
 	n.Create(kube.Pods, app("web", "serve"))
 	was := n.WaitReady("web")
+	n.Until("the pod to answer", 5*time.Second, func() bool { _, err := n.Ask(net.JoinHostPort(was.Status.PodIP, "8080")); return err == nil })
 	for _, name := range []string{"kubelet", "proxy", "runtime", "monitor"} {
 		if err := syscall.Kill(n.Pid(name), syscall.SIGSTOP); err != nil { // so that nobody repairs anything meanwhile
 			t.Fatal(err)

@@ -33,6 +33,7 @@ import (
 	"worknode/kernel/mount"
 	"worknode/kernel/netns"
 	"worknode/runtime"
+	"worknode/runtime/cni"
 	"worknode/runtime/network"
 	"worknode/test/harness"
 )
@@ -65,12 +66,16 @@ func serve(dir string) {
 	if os.Getenv("WORKNODE_TEST_CLEANUP") != "" {
 		do = runtime.Cleanup
 	}
-	err := do(ctx, runtime.Options{
+	o := runtime.Options{
 		Root: filepath.Join(dir, "root"), Run: filepath.Join(dir, "run"), Monitor: os.Getenv("WORKNODE_TEST_MONITOR"),
 		CgroupRoot: "/wn-test-" + filepath.Base(dir), ImageDir: filepath.Join(dir, "images"),
 		Bridge: network.Config{Bridge: "wn0", Subnet: netip.MustParsePrefix("10.88.0.0/24")},
-	})
-	if err != nil {
+	}
+	if lab := os.Getenv("WORKNODE_TEST_CNI"); lab != "" {
+		o.Bridge = network.Config{}
+		o.CNI = cni.Config{ConfDir: filepath.Join(lab, "net.d"), BinDirs: []string{filepath.Join(lab, "bin")}, AddLimit: 3 * time.Second, DelLimit: 3 * time.Second}
+	}
+	if err := do(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

@@ -101,7 +101,12 @@ func (n *networks) connect(ctx context.Context, s *state.Sandbox, netns string) 
 // disconnect takes back addresses and host ports. With force it succeeds whatever the plugins say, and they are asked
 // again later. Repeat: safe.
 func (n *networks) disconnect(ctx context.Context, s *state.Sandbox, force bool) error {
-	errs := []error{n.ports.Del(s.ID)}
+	err := n.ports.Del(s.ID)
+	if err != nil && force {
+		slog.Warn("host ports of a removed sandbox stay until the next start", "id", s.ID, "error", err)
+		err = nil
+	}
+	errs := []error{err}
 	switch {
 	case strings.HasPrefix(s.Network, onCNI):
 		err := n.cni.Del(ctx, s.ID)

@@ -13,6 +13,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -84,6 +86,9 @@ func Open(c Config) (*Network, error) {
 		conf: c, lib: libcni.NewCNIConfigWithCacheDir(c.BinDirs, c.State, runner{&version.PluginDecoder{}}), tasks: task.New(context.Background()),
 		late: map[string]*late{}, changed: make(chan struct{}, 1), due: make(chan struct{}, 1),
 	}
+	if text, err := os.ReadFile(n.podCIDRFile()); err == nil {
+		n.podCIDRs = strings.Fields(string(text))
+	}
 	n.tasks.Go("cni-late", n.repeatLate)
 	if c.ConfDir != "" {
 		n.reload()
@@ -122,12 +127,26 @@ func (n *Network) Connects() error {
 	return n.Ready()
 }
 
-// SetPodCIDR tells what subnets the cluster gave this node, for plugins that take them from the runtime (ipRanges).
+// SetPodCIDR tells what subnets the cluster gave this node, for plugins that take them from the runtime (ipRanges). They
+// are kept: a kubelet tells once, not again after a restart of ours.
 func (n *Network) SetPodCIDR(cidrs []string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if len(cidrs) == 0 || slices.Equal(n.podCIDRs, cidrs) {
+		return
+	}
 	n.podCIDRs = cidrs
+	next := n.podCIDRFile() + ".new"
+	err := os.WriteFile(next, []byte(strings.Join(cidrs, "\n")), 0o600)
+	if err == nil {
+		err = os.Rename(next, n.podCIDRFile())
+	}
+	if err != nil {
+		slog.Warn("the node's pod subnets are not known after a restart", "subnets", cidrs, "error", err)
+	}
 }
+
+func (n *Network) podCIDRFile() string { return filepath.Join(n.conf.State, "pod-cidrs") }
 
 func (n *Network) inForce() (*config, []string) {
 	n.mu.Lock()

@@ -143,6 +143,8 @@ func TestAddTellsThePluginAllAndDelGivesAllBack(t *testing.T) {
 	l.write("net.d/10-blue.conflist", goodConf)
 	n := l.open()
 	n.SetPodCIDR([]string{"10.1.0.0/24", "fd00::/64"})
+	n.Close()
+	n = l.open() // the kubelet says it once
 	r, err := n.Add(t.Context(), box("one"))
 	if err != nil {
 		t.Fatal(err)

@@ -11,9 +11,11 @@ import (
 )
 
 const (
-	firstPause = time.Second
-	lastPause  = 5 * time.Minute
-	gcLimit    = 20 * time.Second // in which no pod of this network starts or stops
+	firstPause   = time.Second
+	lastPause    = 5 * time.Minute
+	gateEvery    = 50 * time.Millisecond
+	gatePatience = time.Minute
+	gcLimit      = 20 * time.Second // in which no pod of this network starts or stops
 )
 
 // late is a DEL that nobody asks for any more and that has not succeeded yet.
@@ -137,6 +139,23 @@ func modern(v string) bool {
 	return err == nil && ok
 }
 
+// alone takes the gate in a moment when nobody is in it. A queue for it would hold up everybody behind one slow plugin.
+func (n *Network) alone(ctx context.Context) bool {
+	tick := time.NewTicker(gateEvery)
+	defer tick.Stop()
+	for until := time.Now().Add(gatePatience); time.Now().Before(until); {
+		if n.gate.TryLock() {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+	}
+	return false
+}
+
 // collect runs the GC of the configuration in force if it is due. It holds everybody off: an attachment made meanwhile would not be
 // in its list. So it is short, and not repeated when it fails; the next start is.
 func (n *Network) collect(ctx context.Context) {
@@ -147,7 +166,10 @@ func (n *Network) collect(ctx context.Context) {
 	if !due || c == nil || !modern(c.list.CNIVersion) || c.list.DisableGC {
 		return
 	}
-	n.gate.Lock()
+	if !n.alone(ctx) {
+		slog.Warn("GC of the network's plugins left out: pods started and stopped without a pause", "network", c.list.Name)
+		return
+	}
 	defer n.gate.Unlock()
 	all, err := n.recorded()
 	if err != nil {

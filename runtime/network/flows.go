@@ -2,7 +2,7 @@ package network
 
 import (
 	"encoding/binary"
-	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 
@@ -37,17 +37,18 @@ const (
 // endFlows ends tracked UDP flows that go another way than the mappings now say: translation is decided by a flow's first
 // packet, and a UDP client that keeps sending keeps its flow alive. TCP heals itself with resets.
 // gone: the mappings have ended, and so do the flows that they led to the pods. Otherwise they are new, and flows to their
-// ports that lead elsewhere end.
-func (p *Ports) endFlows(mappings []Mapping, gone bool) error {
+// ports that lead elsewhere end. What cannot be ended is logged: it ends by itself once its client is silent for a while.
+func (p *Ports) endFlows(mappings []Mapping, gone bool) {
 	mappings = slices.DeleteFunc(slices.Clone(mappings), func(m Mapping) bool { return m.Proto != unix.IPPROTO_UDP })
 	if len(mappings) == 0 {
-		return nil
+		return
 	}
 	var local []netip.Addr // a flow to port 53 of somebody else's machine is none of ours
 	if !gone {
 		all, err := p.links.Addresses()
 		if err != nil {
-			return fmt.Errorf("host ports: %w", err)
+			slog.Warn("UDP flows to new host ports not looked at", "error", err)
+			return
 		}
 		for _, a := range all {
 			local = append(local, a.Prefix.Addr())
@@ -67,10 +68,9 @@ func (p *Ports) endFlows(mappings []Mapping, gone bool) error {
 	}
 	for _, fam := range []nft.Family{nft.IPv4, nft.IPv6} {
 		if err := p.endFamily(fam, stale); err != nil {
-			return fmt.Errorf("host ports: end UDP flows: %w", err)
+			slog.Warn("UDP flows of host ports not ended", "error", err)
 		}
 	}
-	return nil
 }
 
 func (p *Ports) endFamily(fam nft.Family, stale func(flow) bool) error {

@@ -87,7 +87,8 @@ func (p *Ports) Add(sandbox string, mappings []Mapping) error {
 		}
 		return errors.Join(err, p.apply()) // one family's table may have changed already
 	}
-	return p.endFlows(mappings, false)
+	p.endFlows(mappings, false)
+	return nil
 }
 
 // Del ends the mappings of a sandbox. Repeat: safe, also for one that has none.
@@ -107,7 +108,8 @@ func (p *Ports) Del(sandbox string) error {
 	for _, m := range list {
 		gone = append(gone, m.Mapping)
 	}
-	return p.endFlows(gone, true)
+	p.endFlows(gone, true)
+	return nil
 }
 
 // Reconcile makes the tables serve exactly the live sandboxes' mappings, in one transaction a family: an established

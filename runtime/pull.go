@@ -86,7 +86,7 @@ func (p *pulls) forget(key pullKey, one *pull) {
 // PullImage brings in an image: from a tar of the images folder if one has it, else from its registry, with auth (which
 // may be nil) for hosts that ask for a log-in. It ends with ctx, unless others wait for the same image.
 func (l *loop) PullImage(ctx context.Context, ref string, auth *cri.AuthConfig) (image.Image, error) {
-	im, err := l.images.FromTar(ctx, ref)
+	im, err := l.images.FromTar(ctx, ref, false)
 	if !fault.Is(err, fault.NotFound) {
 		return im, err
 	}
@@ -103,6 +103,9 @@ func (l *loop) PullImage(ctx context.Context, ref string, auth *cri.AuthConfig) 
 		return l.fetch(ctx, name, login)
 	})
 	if err != nil {
+		if late, tar := l.images.FromTar(ctx, ref, true); tar == nil { // a file that is being written may be the one
+			return late, nil
+		}
 		err = fmt.Errorf("pull image %s: %w", ref, err)
 		if l.opt.ImageDir != "" && (fault.Is(err, fault.Temporary) || fault.Is(err, fault.NotFound)) {
 			err = fault.Hint(err, "a node without the registry takes the image as a tar file in %s", l.opt.ImageDir)

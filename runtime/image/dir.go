@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+	"github.com/opencontainers/go-digest"
 
 	"worknode/fault"
 )
@@ -190,29 +191,29 @@ func (s *Store) forgetFiles(dir string, there map[string]bool) {
 	}
 }
 
-// FromTar returns the image if a tar of the folders of ImportDir has it. If the store lacks it, the folders are looked at
-// once more, without waiting for their events, and a file still being written is waited for until ctx ends; an image that
-// was removed is read again from the tar that once brought it. An image id is answered from the store whatever brought it.
+// FromTar returns the image if a tar of the folders of ImportDir has it. The folders are looked at once more, without
+// waiting for their events; an image that was removed is read again from the tar that once brought it. An image id is
+// answered from the store, whatever brought it. wait says to wait for files that are still being written, until ctx ends.
 // Errors: NotFound if no tar has it: a registry may.
-func (s *Store) FromTar(ctx context.Context, ref string) (Image, error) {
+func (s *Store) FromTar(ctx context.Context, ref string, wait bool) (Image, error) {
 	full, err := normal(ref)
-	if err != nil {
-		if im, ok := s.Get(ref); ok && strings.HasPrefix(ref, "sha256:") {
+	if id := "sha256:" + strings.TrimPrefix(ref, "sha256:"); digest.Digest(id).Validate() == nil {
+		if im, ok := s.Get(id); ok {
 			return im, nil
 		}
+	}
+	if err != nil {
 		return Image{}, err
 	}
 	for {
 		young := false
-		if _, ok := s.Get(full); !ok {
-			for _, d := range s.importing() {
-				young = d.pass(ctx, quiet) || young
-			}
+		for _, d := range s.importing() {
+			young = d.pass(ctx, quiet) || young
 		}
 		if im, ok := s.Get(full); ok && s.tarOf(full, im.ID) != "" {
 			return im, nil
 		}
-		if !young {
+		if !young || !wait {
 			break
 		}
 		select {
@@ -229,7 +230,7 @@ func (s *Store) FromTar(ctx context.Context, ref string) (Image, error) {
 			return im, nil
 		}
 	}
-	return Image{}, fault.New(fault.NotFound, "image %s: it is not on this node", ref) // the caller knows the remedy
+	return Image{}, fault.New(fault.NotFound, "image %s: no tar file on this node has it", ref)
 }
 
 // tarOf finds the tar that brought a name or digest, and if id is not empty, brought it for that image.

@@ -93,10 +93,10 @@ func TestFolderIsReadOnceAcrossRestarts(t *testing.T) {
 		t.Error("a removed image came back by itself")
 	}
 	// But who asks for it gets it from the file it came from.
-	if im, err := s.FromTar(t.Context(), "a:1"); err != nil || im.Tags[0] != "docker.io/library/a:1" {
+	if im, err := s.FromTar(t.Context(), "a:1", true); err != nil || im.Tags[0] != "docker.io/library/a:1" {
 		t.Errorf("pull: %v, %v", im, err)
 	}
-	if _, err := s.FromTar(t.Context(), "nothing:1"); err == nil {
+	if _, err := s.FromTar(t.Context(), "nothing:1", true); err == nil {
 		t.Error("an image out of nowhere")
 	}
 }
@@ -135,7 +135,7 @@ func TestPullWaitsForATarThatIsBeingWritten(t *testing.T) {
 	}
 	got := make(chan pulled, 1)
 	go func() {
-		im, err := s.FromTar(context.Background(), "a:1")
+		im, err := s.FromTar(context.Background(), "a:1", true)
 		got <- pulled{im, err}
 	}()
 	if _, err := f.Write(data[half:]); err != nil {

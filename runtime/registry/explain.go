@@ -34,7 +34,7 @@ func (r *Repository) explain(h *host, what string, err error) error {
 	f := &failure{error: fault.New(fault.Temporary, "%s: %s: %w", h.url.Host, what, err), again: true}
 	var dns *net.DNSError
 	switch {
-	case errors.As(err, &dns) && dns.IsNotFound:
+	case errors.As(err, &dns): // the resolver has asked more than once
 		f.again = false
 		f.error = fault.Hint(f.error, "check the image's name and the node's DNS")
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):

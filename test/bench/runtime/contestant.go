@@ -22,16 +22,16 @@ const patience = 60 * time.Second
 // contestant is one runtime to measure.
 type contestant struct {
 	name    string
-	command func(dir, images string) (*exec.Cmd, error)        // dir is the runtime's own folder
+	command func(dir, images, certs string) (*exec.Cmd, error) // dir is the runtime's own folder
 	load    func(ctx context.Context, dir, image string) error // imports a tar file; nil: it finds the folder itself
 }
 
 func contestants(top string) []contestant {
 	upstream := filepath.Join(top, ".cache", "upstream", "bin")
 	return []contestant{
-		{name: "worknode", command: func(dir, images string) (*exec.Cmd, error) {
+		{name: "worknode", command: func(dir, images, certs string) (*exec.Cmd, error) {
 			return exec.Command(filepath.Join(top, "bin", "worknode"), "runtime", "--root", filepath.Join(dir, "root"), "--run", filepath.Join(dir, "run"),
-				"--socket", socket(dir), "--images", images, "--bridge", "wnbench0", "--pod-cidr", "10.201.0.0/17"), nil
+				"--socket", socket(dir), "--images", images, "--certs-dir", certs, "--bridge", "wnbench0", "--pod-cidr", "10.201.0.0/17"), nil
 		}},
 		containerd("containerd+runc", upstream, filepath.Join(upstream, "runc")),
 		containerd("containerd+crun", upstream, filepath.Join(upstream, "crun")),
@@ -48,6 +48,8 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.tracing.proc
   address = "%[1]s/cri.sock"
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "%[2]s"
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = "%[5]s"
 [plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
   [plugins."io.containerd.cri.v1.runtime".cni]
@@ -71,7 +73,7 @@ const cniConfig = `{"cniVersion": "1.0.0", "name": "bench", "plugins": [
 func containerd(name, bin, oci string) contestant {
 	return contestant{
 		name: name,
-		command: func(dir, _ string) (*exec.Cmd, error) {
+		command: func(dir, _, certs string) (*exec.Cmd, error) {
 			if _, err := os.Stat(oci); err != nil {
 				return nil, fmt.Errorf("%w (scripts/upstream brings it)", err)
 			}
@@ -82,7 +84,7 @@ func containerd(name, bin, oci string) contestant {
 				return nil, err
 			}
 			config := filepath.Join(dir, "config.toml")
-			if err := os.WriteFile(config, fmt.Appendf(nil, containerdConfig, dir, pause, bin, oci), 0o644); err != nil {
+			if err := os.WriteFile(config, fmt.Appendf(nil, containerdConfig, dir, pause, bin, oci, certs), 0o644); err != nil {
 				return nil, err
 			}
 			cmd := exec.Command(filepath.Join(bin, "containerd"), "-c", config, "-l", "warn")
@@ -104,6 +106,8 @@ type node struct {
 	contestant
 	dir    string
 	cmd    *exec.Cmd
+	tars   string // folder of images to import
+	certs  string // folder of HOST/hosts.toml
 	group  string // accounting cgroup of its processes
 	pods   string // cgroup of its pods
 	conn   *grpc.ClientConn
@@ -113,7 +117,7 @@ type node struct {
 }
 
 // start brings a contestant up in a cgroup of its own, with the images in it.
-func start(ctx context.Context, c contestant, dir, images string) (n *node, err error) {
+func start(ctx context.Context, c contestant, dir, images string, big *library) (n *node, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -126,27 +130,15 @@ func start(ctx context.Context, c contestant, dir, images string) (n *node, err 
 	if err := makeGroup(n.group); err != nil {
 		return n, err
 	}
-	if n.cmd, err = c.command(dir, images); err != nil {
-		return n, err
-	}
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		return n, err
-	}
-	defer log.Close()
-	n.cmd.Stdout, n.cmd.Stderr = log, log
-	if err := startIn(n.cmd, n.group); err != nil {
-		return n, err
+	n.tars, n.certs = images, filepath.Join(dir, "certs.d")
+	if big != nil {
+		n.certs = big.certs
 	}
 	if n.conn, err = grpc.NewClient("unix://"+socket(dir), grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
 		return n, err
 	}
 	n.cri, n.images = cri.NewRuntimeServiceClient(n.conn), cri.NewImageServiceClient(n.conn)
-	err = n.until(ctx, "the runtime to answer", func(ctx context.Context) bool {
-		_, err := n.cri.Version(ctx, &cri.VersionRequest{})
-		return err == nil
-	})
-	if err != nil {
+	if err := n.launch(ctx); err != nil {
 		return n, err
 	}
 	if c.load != nil {
@@ -159,6 +151,26 @@ func start(ctx context.Context, c contestant, dir, images string) (n *node, err 
 	return n, n.until(ctx, "the image to be there", func(ctx context.Context) bool {
 		r, err := n.images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: workload}})
 		return err == nil && r.Image != nil
+	})
+}
+
+// launch starts the runtime's process, the first time or after a kill, and waits until it answers.
+func (n *node) launch(ctx context.Context) (err error) {
+	if n.cmd, err = n.command(n.dir, n.tars, n.certs); err != nil {
+		return err
+	}
+	log, err := os.OpenFile(filepath.Join(n.dir, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	n.cmd.Stdout, n.cmd.Stderr = log, log
+	if err := startIn(n.cmd, n.group); err != nil {
+		return err
+	}
+	return n.until(ctx, "the runtime to answer", func(ctx context.Context) bool {
+		_, err := n.cri.Version(ctx, &cri.VersionRequest{}, grpc.WaitForReady(true))
+		return err == nil
 	})
 }
 

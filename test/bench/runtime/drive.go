@@ -21,7 +21,11 @@ func (n *node) startPod(ctx context.Context, network cri.NamespaceMode) (pod, ti
 	return n.startPodAs(ctx, n.serial, network)
 }
 
-func (n *node) startPodAs(ctx context.Context, serial int, network cri.NamespaceMode) (p pod, took time.Duration, err error) {
+func (n *node) startPodAs(ctx context.Context, serial int, network cri.NamespaceMode) (pod, time.Duration, error) {
+	return n.startPodWith(ctx, serial, network, func(*cri.ContainerConfig) {})
+}
+
+func (n *node) startPodWith(ctx context.Context, serial int, network cri.NamespaceMode, change func(*cri.ContainerConfig)) (p pod, took time.Duration, err error) {
 	ctx, stop := context.WithTimeout(ctx, patience)
 	defer stop()
 	logs := filepath.Join(n.dir, "logs", fmt.Sprint(serial))
@@ -48,6 +52,7 @@ func (n *node) startPodAs(ctx context.Context, serial int, network cri.Namespace
 			SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: space, Seccomp: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}},
 		},
 	}
+	change(container)
 	begin := time.Now()
 	ran, err := n.cri.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: box})
 	if err != nil {

@@ -27,12 +27,14 @@ type result struct {
 	host, bridge, exec, remove cost
 	empty, full                int64 // PSS in bytes with no pods and with many
 	processes                  int   // with many
-	syncs                      int   // calls that wait for a disk, a pod
+	pull                       pulled
+	stall                      stall
+	syncs                      int // calls that wait for a disk, a pod
 }
 
 // measure brings one contestant up, drives it and ends it.
-func measure(ctx context.Context, c contestant, dir, images string, n sizes) (r result, err error) {
-	node, err := start(ctx, c, dir, images)
+func measure(ctx context.Context, c contestant, dir, images string, big *library, n sizes) (r result, err error) {
+	node, err := start(ctx, c, dir, images, big)
 	if err != nil {
 		return r, err
 	}
@@ -55,6 +57,11 @@ func measure(ctx context.Context, c contestant, dir, images string, n sizes) (r 
 	if r.exec, err = node.execs(ctx, n.execs); err != nil {
 		return r, err
 	}
+	if big != nil {
+		if r.pull, err = node.pull(ctx, big); err != nil {
+			return r, err
+		}
+	}
 	count, err := syncs(ctx, node.group, filepath.Join(dir, "strace"), func() error {
 		for range n.traced {
 			if _, _, err := node.startPod(ctx, cri.NamespaceMode_POD); err != nil {
@@ -68,6 +75,9 @@ func measure(ctx context.Context, c contestant, dir, images string, n sizes) (r 
 	}
 	r.syncs = (count + n.traced - 1) / n.traced
 	if err := node.removeAll(ctx); err != nil {
+		return r, err
+	}
+	if r.stall, err = node.stalls(ctx); err != nil {
 		return r, err
 	}
 	if err := node.startMany(ctx, n.many); err != nil {

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"slices"
 	"strings"
 	"time"
@@ -60,11 +59,9 @@ func (s *Server) ContainerStatus(_ context.Context, r *cri.ContainerStatusReques
 	}
 	reply := &cri.ContainerStatusResponse{Status: containerStatus(c)}
 	if r.GetVerbose() {
-		text, err := json.Marshal(c)
-		if err != nil {
+		if reply.Info, err = containerInfo(c, s.node.Spec(c)); err != nil {
 			return nil, err
 		}
-		reply.Info = map[string]string{"record": string(text)}
 	}
 	return reply, nil
 }

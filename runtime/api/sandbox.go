@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -43,11 +42,9 @@ func (s *Server) PodSandboxStatus(_ context.Context, r *cri.PodSandboxStatusRequ
 		reply.ContainersStatuses = append(reply.ContainersStatuses, containerStatus(c))
 	}
 	if r.GetVerbose() {
-		text, err := json.Marshal(box)
-		if err != nil {
+		if reply.Info, err = sandboxInfo(box, s.node.Namespaces(box)); err != nil {
 			return nil, err
 		}
-		reply.Info = map[string]string{"record": string(text)}
 	}
 	return reply, nil
 }

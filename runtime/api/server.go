@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -44,6 +45,9 @@ type Node interface {
 	SandboxStats(s *state.Sandbox) *cri.PodSandboxStats
 	SandboxMetrics(s *state.Sandbox) *cri.PodSandboxMetrics
 	Ready() (runtime, network error)
+	Spec(c *state.Container) *specs.Spec
+	Namespaces(s *state.Sandbox) []specs.LinuxNamespace
+	Describe() map[string]any
 	SetPodCIDR(cidr string)
 
 	Images() []image.Image

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"strings"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -21,7 +22,11 @@ func (s *Server) Status(_ context.Context, r *cri.StatusRequest) (*cri.StatusRes
 		Features:        &cri.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
 	if r.GetVerbose() {
-		reply.Info = map[string]string{"version": s.version}
+		config, err := json.Marshal(s.node.Describe())
+		if err != nil {
+			return nil, err
+		}
+		reply.Info = map[string]string{"version": s.version, "config": string(config)}
 	}
 	return reply, nil
 }

@@ -70,7 +70,7 @@ func openLibrary(dir string, mb int) (*library, error) {
 	}
 	quiet := log.New(io.Discard, "", 0)
 	l.server = &http.Server{Handler: registry.New(registry.Logger(quiet), registry.WithBlobHandler(registry.NewDiskBlobHandler(filepath.Join(dir, "blobs")))), ErrorLog: quiet}
-	go l.server.Serve(listener) //nolint:errcheck // ends with close, and a pull says what failed
+	go l.server.Serve(listener) // ends with close; a pull says what failed
 	return l, l.fill(dir, mb)
 }
 

@@ -7,14 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -390,6 +393,47 @@ func TestACancelledFetchLeavesNothingAfterARestart(t *testing.T) {
 	clean(t, s, 0)
 }
 
+// Layers packed with a window of 64 MiB come one after the other, those with a usual one beside them.
+func TestLargeWindowsTakeTurns(t *testing.T) {
+	s := open(t)
+	wide, err := zstd.NewWriter(nil, zstd.WithWindowSize(64<<20), zstd.WithSingleSegment(false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wide.Close()
+	l := newLayout(t)
+	var plain, packed [][]byte
+	for i := range 4 {
+		data := tarOf(t, file{name: fmt.Sprint(i), body: strings.Repeat(fmt.Sprint(i), 100_000)})
+		// Written as a stream: the writer does not know the length and asks for its whole window.
+		var b bytes.Buffer
+		wide.Reset(&b)
+		for part := range slices.Chunk(data, 1000) {
+			wide.Write(part)
+			wide.Flush()
+		}
+		if err := wide.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if windowOf(b.Bytes()) <= narrow || windowOf(zst(t, data)) > narrow {
+			t.Fatalf("windows %d and %d: the test tests nothing", windowOf(b.Bytes()), windowOf(zst(t, data)))
+		}
+		plain, packed = append(plain, data), append(packed, b.Bytes())
+	}
+	s.wide <- struct{}{} // somebody else's turn
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	if _, err := s.Fetch(ctx, "x.example/a:1", l.shelf(l.image(plain, packed))); !errors.Is(err, context.Canceled) {
+		t.Errorf("it did not wait: %v", err)
+	}
+	<-s.wide
+	fetched(t, s, "x.example/a:1", l.shelf(l.image(plain, packed)))
+	if len(s.wide) != 0 {
+		t.Error("the turn was not given back")
+	}
+	clean(t, s, 4)
+}
+
 func FuzzDocument(f *testing.F) {
 	f.Add([]byte(`{"schemaVersion":2,"config":{"digest":"sha256:00"},"layers":[{"size":1}]}`))
 	f.Add([]byte(`{"manifests":[{"platform":{"os":"linux","architecture":"amd64"}}]}`))
@@ -440,4 +484,29 @@ func FuzzName(f *testing.F) {
 			t.Fatalf("%q would be a path: %+v", s, r)
 		}
 	})
+}
+
+// BenchmarkFetch unpacks one gzip layer of 32 MiB, half noise, in files of 256 KiB.
+func BenchmarkFetch(b *testing.B) {
+	source := rand.NewChaCha8([32]byte{1})
+	var files []file
+	for i := range 128 {
+		data := make([]byte, 256<<10)
+		for at := 0; at < len(data); at += 128 {
+			source.Read(data[at : at+64])
+		}
+		files = append(files, file{name: fmt.Sprint("f", i), body: string(data)})
+	}
+	plain := tarOf(b, files...)
+	packed := gz(b, plain)
+	l := newLayout(b)
+	src := l.shelf(l.image([][]byte{plain}, [][]byte{packed}))
+	s := open(b)
+	b.SetBytes(int64(len(plain)))
+	for b.Loop() {
+		im := fetched(b, s, "x.example/a:1", src)
+		if err := s.Remove(im.ID); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

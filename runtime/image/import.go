@@ -71,7 +71,7 @@ func (s *Store) seekable(ctx context.Context, r io.Reader) (f io.ReaderAt, size 
 			}
 		}
 	}
-	plain, closer, _, err := expand(r)
+	plain, closer, _, err := s.expand(ctx, r)
 	if err != nil {
 		return nil, 0, nil, fault.As(fault.Invalid, err)
 	}

@@ -2,7 +2,6 @@ package image
 
 import (
 	"archive/tar"
-	"bufio"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -19,8 +18,6 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/pkg/archive"
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
@@ -30,10 +27,9 @@ import (
 // Bounds on what one layer may ask of the disk; real layers stay far below.
 const (
 	maxInodes  = 4 << 20
-	maxTail    = 64 << 20  // bytes after the tar's end, which some tools pad
-	maxWindow  = 128 << 20 // bytes of zstd history
-	checkEvery = 16 << 20  // bytes written between two looks at the free space
-	reserve    = 64 << 20  // bytes that are left free, or a fiftieth of a small disk
+	maxTail    = 64 << 20 // bytes after the tar's end, which some tools pad
+	checkEvery = 16 << 20 // bytes written between two looks at the free space
+	reserve    = 64 << 20 // bytes that are left free, or a fiftieth of a small disk
 	overlayTag = "trusted.overlay."
 )
 
@@ -113,7 +109,7 @@ func (s *Store) unpackBlob(ctx context.Context, b blob) (*staged, error) {
 func (s *Store) unpackInto(ctx context.Context, dir string, b blob, from io.Reader) (*staged, error) {
 	whole := sha256.New()
 	var raw io.Reader = &failing{r: io.TeeReader(from, whole)}
-	plain, closer, packed, err := expand(raw)
+	plain, closer, packed, err := s.expand(ctx, raw)
 	if err != nil {
 		return nil, b.blame(raw, fault.New(fault.Invalid, "layer %s: %w", b.name, err))
 	}
@@ -170,32 +166,6 @@ func (b blob) blame(raw io.Reader, err error) error {
 func damaged(name, what string, got, want digest.Digest) error {
 	err := fault.New(fault.Invalid, "layer %s: %s has digest %s, the image says %s", name, what, got, want)
 	return fault.Hint(err, "the content is damaged: build, copy or push it again")
-}
-
-// expand recognises gzip and zstd by their first bytes; packed says that it found one. closer frees the decoder.
-func expand(r io.Reader) (plain io.Reader, closer func(), packed bool, err error) {
-	br := bufio.NewReaderSize(r, 64<<10)
-	head, err := br.Peek(6)
-	if err != nil && err != io.EOF {
-		return nil, nil, false, err
-	}
-	switch s := string(head); {
-	case strings.HasPrefix(s, "\x1f\x8b"):
-		z, err := gzip.NewReader(br)
-		if err != nil {
-			return nil, nil, false, fmt.Errorf("gzip: %w", err)
-		}
-		return z, func() { z.Close() }, true, nil
-	case strings.HasPrefix(s, "\x28\xb5\x2f\xfd"), len(s) >= 4 && s[0]&0xf0 == 0x50 && s[1:4] == "\x2a\x4d\x18":
-		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
-		if err != nil {
-			return nil, nil, false, fmt.Errorf("zstd: %w", err)
-		}
-		return z, z.Close, true, nil
-	case strings.HasPrefix(s, "BZh"), strings.HasPrefix(s, "\xfd7zXZ"):
-		return nil, nil, false, errors.New("compressed by bzip2 or xz; images may use gzip, zstd or nothing")
-	}
-	return br, func() {}, false, nil
 }
 
 // unpack writes the files of a layer tar below dir, which no one else changes meanwhile.

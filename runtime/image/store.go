@@ -83,6 +83,7 @@ type Store struct {
 	tasks *task.Group
 	dirty chan struct{} // asks for a sync of the file system
 	turns chan struct{} // one for each layer that is being unpacked
+	wide  chan struct{} // one for each decoder with a large window
 
 	pinned []string // patterns of names
 
@@ -103,7 +104,7 @@ type Store struct {
 func Open(root string) (*Store, error) {
 	s := &Store{
 		root: root, tasks: task.New(context.Background()), dirty: make(chan struct{}, 1),
-		turns: make(chan struct{}, perStore), used: map[string]int{}, held: map[string]int{}, busy: map[string]chan struct{}{},
+		turns: make(chan struct{}, perStore), wide: make(chan struct{}, 1), used: map[string]int{}, held: map[string]int{}, busy: map[string]chan struct{}{},
 	}
 	if err := s.open(); err != nil {
 		if s.lock != nil {

@@ -227,6 +227,7 @@ func (n *Network) Del(ctx context.Context, sandbox string) error {
 	if rec == nil || err != nil {
 		return err
 	}
+	n.waitForAdd(ctx, sandbox)
 	n.gate.RLock()
 	defer n.gate.RUnlock()
 	ctx, stop := context.WithTimeout(ctx, n.conf.DelLimit)
@@ -251,13 +252,12 @@ func (n *Network) Later(sandbox string) {
 	}
 }
 
-// del runs the plugins of a record and, when all have succeeded, drops it.
+// del runs the plugins of a record and, when all have succeeded, drops it. waitForAdd comes before.
 func (n *Network) del(ctx context.Context, rec *record) error {
 	list, err := rec.list()
 	if err != nil {
 		return err
 	}
-	n.waitForAdd(ctx, rec.Sandbox)
 	rt := rec.conf()
 	if _, err := os.Stat(rt.NetNS); err != nil {
 		rt.NetNS = "" // spec: DEL must succeed when the namespace is gone

@@ -111,6 +111,7 @@ func (n *Network) endLate(ctx context.Context, id string) {
 		return
 	}
 	if err == nil {
+		n.waitForAdd(ctx, id)
 		n.gate.RLock()
 		limited, stop := context.WithTimeout(ctx, n.conf.DelLimit)
 		err = n.del(limited, rec)

@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"worknode/fault"
+	"worknode/kernel/pidfd"
 )
 
 // recordVersion is written into every record; older ones must keep opening.
@@ -150,7 +153,8 @@ func (n *Network) recorded() ([]string, error) {
 	return out, nil
 }
 
-// waitForAdd waits until no plugin of the sandbox's ADD is left: an address taken after our DEL would be lost.
+// waitForAdd sees to it that no plugin of the sandbox's ADD is left: an address taken after our DEL would be lost. The
+// plugins that we start die with us, but what they started may live on; it is killed.
 func (n *Network) waitForAdd(ctx context.Context, sandbox string) {
 	f, err := os.Open(n.path(sandbox))
 	if err != nil {
@@ -162,6 +166,7 @@ func (n *Network) waitForAdd(ctx context.Context, sandbox string) {
 	limit := time.NewTimer(addWait)
 	defer limit.Stop()
 	for unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		killAdd(sandbox)
 		select {
 		case <-tick.C:
 		case <-limit.C:
@@ -171,4 +176,39 @@ func (n *Network) waitForAdd(ctx context.Context, sandbox string) {
 			return
 		}
 	}
+}
+
+// killAdd kills what an ADD for the sandbox left running: ids are random, so nobody else has this one in the environment.
+func killAdd(sandbox string) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() || !ofAdd(pid, sandbox) {
+			continue
+		}
+		f, err := pidfd.Open(pid)
+		if err != nil {
+			continue // it has ended
+		}
+		if ofAdd(pid, sandbox) { // still: the descriptor is of no successor
+			slog.Info("killing what a dead runtime's plugin left running", "pid", pid, "sandbox", sandbox)
+			if err := pidfd.Signal(f, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				slog.Warn("plugin's process stays", "pid", pid, "error", err)
+			}
+		}
+		f.Close()
+	}
+}
+
+// ofAdd tells whether a process has the environment of a plugin's ADD for the sandbox.
+func ofAdd(pid int, sandbox string) bool {
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		return false
+	}
+	vars := strings.Split(string(environ), "\x00")
+	return slices.Contains(vars, "CNI_COMMAND=ADD") && slices.Contains(vars, "CNI_CONTAINERID="+sandbox)
 }

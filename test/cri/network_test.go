@@ -121,7 +121,7 @@ cat >/dev/null
 echo "$CNI_COMMAND $CNI_CONTAINERID" >>LAB/calls
 [ "$CNI_COMMAND" = ADD ] && touch LAB/ips/$CNI_CONTAINERID
 case "$(cat LAB/mode.$CNI_COMMAND 2>/dev/null)" in
-hang) sleep 1000 ;;
+hang) sleep 1000 & echo $! >>LAB/pids; wait ;;
 fail) echo '{"code":7,"msg":"the address pool is empty"}'; exit 1 ;;
 garbage) echo '<html>'; exit 0 ;;
 esac
@@ -245,11 +245,20 @@ func TestAddressesComeBackAfterAKillAndAReboot(t *testing.T) {
 	kept := n.runPod(n.podConfig())
 	l.write("mode.ADD", "hang")
 	go n.cri.RunPodSandbox(n.ctx(), &cri.RunPodSandboxRequest{Config: n.podConfig()})
-	n.until("an ADD under way", func() bool { return l.taken() == 2 })
+	var child string
+	n.until("an ADD under way, in a plugin's child", func() bool {
+		text, _ := os.ReadFile(filepath.Join(l.dir, "pids"))
+		child = strings.TrimSpace(string(text))
+		return child != ""
+	})
 	n.killRuntime()
 	l.write("mode.ADD", "")
 	n.start()
 	n.until("the address of the half-made pod to come back", func() bool { return l.taken() == 1 })
+	n.until("the plugin's child to be killed", func() bool {
+		line, err := os.ReadFile("/proc/" + child + "/cmdline")
+		return err != nil || len(line) == 0
+	})
 	if ips := n.podIPs(kept); ips[0] != "10.1.0.7" {
 		t.Errorf("the other pod has %v", ips)
 	}

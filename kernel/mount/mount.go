@@ -337,11 +337,11 @@ func overlayByParts(target string, lower []string, upper, work string, volatile 
 			}
 		}
 	}
-	for i, l := range lower {
+	for _, l := range lower {
 		set("lowerdir+", l)
-		if i == 0 && errors.Is(err, unix.EINVAL) {
-			return fault.New(fault.Unsupported, "overlay of %d layers: their names exceed a page of options, and this kernel takes no more (kernel 6.5 does): %w", len(lower), err)
-		}
+	}
+	if errors.Is(err, unix.EINVAL) && strings.Contains(said(fs), "Legacy") {
+		return fault.New(fault.Unsupported, "overlay of %d layers: their names exceed a page of options, and this kernel takes no more (kernel 6.5 does): %w", len(lower), err)
 	}
 	if upper != "" {
 		set("upperdir", upper)
@@ -367,6 +367,13 @@ func overlayByParts(target string, lower []string, upper, work string, volatile 
 	}
 	defer unix.Close(at)
 	return Attach(tree, at)
+}
+
+// said reads what the kernel has to say about the last refusal. Source: fsopen(2), "Message retrieval interface".
+func said(fs int) string {
+	var b [256]byte
+	n, _ := unix.Read(fs, b[:])
+	return string(b[:max(n, 0)])
 }
 
 // Supported asks whether the kernel can mount filesystems of a type, loading its module if need be. It mounts nothing.

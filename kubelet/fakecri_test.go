@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -116,7 +117,7 @@ func (f *fakeCRI) PodSandboxStatus(_ context.Context, r *cri.PodSandboxStatusReq
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if b := f.box(r.PodSandboxId); b != nil {
-		return &cri.PodSandboxStatusResponse{Status: b}, nil
+		return &cri.PodSandboxStatusResponse{Status: proto.Clone(b).(*cri.PodSandboxStatus)}, nil
 	}
 	return nil, status.Errorf(codes.NotFound, "no sandbox %s", r.PodSandboxId)
 }
@@ -228,7 +229,7 @@ func (f *fakeCRI) exit(c *fakeContainer, code int32) {
 
 func (f *fakeCRI) tell(c *fakeContainer, what cri.ContainerEventType) {
 	for _, w := range f.watchers {
-		w <- &cri.ContainerEventResponse{ContainerId: c.Id, ContainerEventType: what, PodSandboxStatus: f.box(c.box)}
+		w <- &cri.ContainerEventResponse{ContainerId: c.Id, ContainerEventType: what, PodSandboxStatus: proto.Clone(f.box(c.box)).(*cri.PodSandboxStatus)}
 	}
 }
 
@@ -255,7 +256,7 @@ func (f *fakeCRI) ContainerStatus(_ context.Context, r *cri.ContainerStatusReque
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if c := f.container(r.ContainerId); c != nil {
-		return &cri.ContainerStatusResponse{Status: c.ContainerStatus}, nil
+		return &cri.ContainerStatusResponse{Status: proto.Clone(c.ContainerStatus).(*cri.ContainerStatus)}, nil
 	}
 	return nil, status.Errorf(codes.NotFound, "no container %s", r.ContainerId)
 }

@@ -1,0 +1,144 @@
+// Package conntrack ends tracked UDP flows that lead where they no longer should: translation is decided by a flow's
+// first packet, and a UDP client that keeps sending keeps its flow alive. TCP heals itself with resets and is never
+// touched. It reads the kernel's table as a stream and keeps nothing.
+// Source: linux nfnetlink_conntrack.h; x/sys has no names for its constants.
+package conntrack
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"worknode/fault"
+	"worknode/kernel/nft"
+)
+
+const (
+	msgGet    = 1
+	msgDelete = 2
+
+	ctaTupleOrig  = 1
+	ctaTupleReply = 2
+	ctaID         = 12
+	ctaFilter     = 25
+
+	ctaTupleIP    = 1
+	ctaTupleProto = 2
+
+	ctaIPv4Src = 1
+	ctaIPv4Dst = 2
+	ctaIPv6Src = 3
+	ctaIPv6Dst = 4
+
+	ctaProtoNum     = 1
+	ctaProtoSrcPort = 2
+	ctaProtoDstPort = 3
+
+	ctaFilterOrigFlags  = 1
+	ctaFilterReplyFlags = 2
+	filterProtoNum      = 1 << 3 // CTA_FILTER_F_CTA_PROTO_NUM
+)
+
+// Flow is one tracked connection.
+type Flow struct {
+	Src, Dst netip.AddrPort // as the client sent it
+	Answers  netip.AddrPort // who really answers
+
+	proto     uint8
+	tuple, id []byte // the original tuple's attributes and the flow's number, as the kernel wrote them
+}
+
+// EndUDP deletes the UDP flows of one family that stale picks, and returns how many it deleted.
+// Errors: of the dump, or of the first deletion that failed; a flow that ended by itself meanwhile is none. Repeat: safe.
+func EndUDP(conn *nft.Conn, family nft.Family, stale func(Flow) bool) (deleted int, err error) {
+	var found []Flow
+	each := func(body []byte) {
+		if f, ok := decode(body); ok && f.proto == unix.IPPROTO_UDP && stale(f) {
+			f.tuple, f.id = slices.Clone(f.tuple), slices.Clone(f.id)
+			found = append(found, f)
+		}
+	}
+	reset := func() { found = found[:0] }
+	err = conn.Request(unix.NFNL_SUBSYS_CTNETLINK, msgGet, family, true, onlyUDP, reset, each)
+	if fault.Is(err, fault.Unsupported) || err != nil && !fault.Is(err, fault.Temporary) {
+		// Kernels before 5.8 have no filter and may refuse it: take everything.
+		reset()
+		err = conn.Request(unix.NFNL_SUBSYS_CTNETLINK, msgGet, family, true, nil, reset, each)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("conntrack: dump UDP flows: %w", err)
+	}
+	for _, f := range found {
+		gone := conn.Request(unix.NFNL_SUBSYS_CTNETLINK, msgDelete, family, false, func(r *nft.Request) {
+			r.Bytes(ctaTupleOrig|unix.NLA_F_NESTED, f.tuple)
+			if f.id != nil {
+				r.Bytes(ctaID, f.id) // never a newer flow that has the same tuple
+			}
+		}, nil, func([]byte) {})
+		switch {
+		case gone == nil:
+			deleted++
+		case !fault.Is(gone, fault.NotFound) && err == nil:
+			err = fmt.Errorf("conntrack: delete flow %v -> %v: %w", f.Src, f.Dst, gone)
+		}
+	}
+	return deleted, err
+}
+
+// onlyUDP asks the kernel to leave out other protocols.
+func onlyUDP(r *nft.Request) {
+	r.Nest(ctaTupleOrig, func() {
+		r.Nest(ctaTupleProto, func() { r.Bytes(ctaProtoNum, []byte{unix.IPPROTO_UDP}) })
+	})
+	r.Nest(ctaFilter, func() {
+		r.Bytes(ctaFilterOrigFlags, binary.NativeEndian.AppendUint32(nil, filterProtoNum))
+		r.Bytes(ctaFilterReplyFlags, binary.NativeEndian.AppendUint32(nil, 0))
+	})
+}
+
+func decode(body []byte) (f Flow, ok bool) {
+	nft.Attrs(body, func(a nft.Attr) {
+		switch a.Type {
+		case ctaTupleOrig:
+			f.tuple = a.Data
+			f.Src, f.Dst, f.proto = tuple(a.Data)
+		case ctaTupleReply:
+			f.Answers, _, _ = tuple(a.Data)
+		case ctaID:
+			f.id = a.Data
+		}
+	})
+	return f, f.Dst.IsValid() && f.Answers.IsValid()
+}
+
+func tuple(b []byte) (src, dst netip.AddrPort, proto uint8) {
+	var from, to netip.Addr
+	var sport, dport uint16
+	nft.Attrs(b, func(a nft.Attr) {
+		nft.Attrs(a.Data, func(in nft.Attr) {
+			switch a.Type<<8 | in.Type {
+			case ctaTupleIP<<8 | ctaIPv4Src, ctaTupleIP<<8 | ctaIPv6Src:
+				from, _ = netip.AddrFromSlice(in.Data)
+			case ctaTupleIP<<8 | ctaIPv4Dst, ctaTupleIP<<8 | ctaIPv6Dst:
+				to, _ = netip.AddrFromSlice(in.Data)
+			case ctaTupleProto<<8 | ctaProtoNum:
+				if len(in.Data) > 0 {
+					proto = in.Data[0]
+				}
+			case ctaTupleProto<<8 | ctaProtoSrcPort, ctaTupleProto<<8 | ctaProtoDstPort:
+				if len(in.Data) < 2 {
+					return
+				}
+				if n := binary.BigEndian.Uint16(in.Data); in.Type == ctaProtoSrcPort {
+					sport = n
+				} else {
+					dport = n
+				}
+			}
+		})
+	})
+	return netip.AddrPortFrom(from, sport), netip.AddrPortFrom(to, dport), proto
+}

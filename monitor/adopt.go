@@ -101,6 +101,9 @@ func (p *process) takeFiles(info wire.Process, files []*os.File) error {
 	}
 	j, err := openJournal(journalFile)
 	p.log.journal = j
+	if err == nil && j.page.stamp == 0 {
+		p.log.trim()
+	}
 	return err
 }
 

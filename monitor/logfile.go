@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"log/slog"
@@ -82,6 +83,27 @@ func (l *logfile) commit(pipe int, stream int, at time.Time, data, out []byte, t
 	err := consume(pipe, data, l.journal.markByte())
 	l.journal.setState(idle)
 	return err
+}
+
+// trim cuts a record that its writer did not finish off the end of the file. It is for a log whose journal is lost:
+// the record's bytes are still in the pipe and will be written again.
+func (l *logfile) trim() {
+	f, err := os.OpenFile(l.path, os.O_RDWR, 0)
+	if err != nil {
+		return // nothing was written, or nothing can be
+	}
+	defer f.Close()
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return
+	}
+	tail := make([]byte, min(end, 4*lineLimit)) // a record is one line of at most lineLimit bytes and a header
+	if _, err := f.ReadAt(tail, end-int64(len(tail))); err != nil {
+		return
+	}
+	if torn := len(tail) - 1 - bytes.LastIndexByte(tail, '\n'); torn > 0 {
+		_ = f.Truncate(end - int64(torn))
+	}
 }
 
 func (l *logfile) stat(st *unix.Stat_t) error {

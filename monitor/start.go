@@ -148,13 +148,25 @@ func (l *launch) prepare(fds []int) error {
 	return err
 }
 
-// pipe makes a pipe whose end on our side does not block.
+// pipe makes a pipe whose end on our side does not block. The end that a container writes to is open both ways: a
+// writer that is a reader, too, never gets SIGPIPE, so containers and their output outlive the death of all keepers at
+// once; the end of the last writer still is the end of the file. client.Regain finds such pipes again.
 func pipe(name string, read bool) (r, w *os.File, err error) {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return nil, nil, fault.New(fault.Exhausted, "pipe for %s: %w", name, err)
 	}
 	ensureSize(p[0])
+	if read {
+		both, err := unix.Open("/proc/self/fd/"+strconv.Itoa(p[1]), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			unix.Close(p[0])
+			unix.Close(p[1])
+			return nil, nil, fault.New(fault.Exhausted, "pipe for %s: %w", name, err)
+		}
+		unix.Close(p[1])
+		p[1] = both
+	}
 	ours := p[1]
 	if read {
 		ours = p[0]

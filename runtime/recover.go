@@ -94,10 +94,10 @@ func (l *loop) recoverContainer(ctx context.Context, c *state.Container, known m
 		defer stop()
 		err := l.keeper.Regain(ctx, c)
 		if err == nil {
-			slog.Warn("container regained by its pid, what it writes from now on is lost", "id", c.ID, "pid", c.Pid)
+			slog.Warn("container regained by its pid: runtime and monitor had died together", "id", c.ID, "pid", c.Pid)
 			return l.resume(c, wire.Process{Pid: c.Pid, StartTime: c.StartTime, Started: c.Started})
 		}
-		if !errors.Is(err, unix.ESRCH) {
+		if !fault.Is(err, fault.NotFound) {
 			slog.Warn("container not regained", "id", c.ID, "error", err)
 		}
 	}

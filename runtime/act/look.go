@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"worknode/kernel/pidfd"
+	"worknode/monitor/client"
 	"worknode/monitor/wire"
 	"worknode/runtime/state"
 )
@@ -20,18 +21,15 @@ func Alive(pid int, start uint64) bool {
 	return err == nil && now == start
 }
 
-// Regain gives a container to a monitor that never knew it: we and the old monitor died together, and its pipes with
-// us. The process is watched by pidfd; what it writes from now on is lost.
+// Regain gives a container to a monitor that never knew it: we and the old monitor died together. The process is
+// watched by pidfd; its pipes are found again through it, with what it wrote meanwhile.
+// Errors: NotFound if the process has gone.
 func (k *Keeper) Regain(ctx context.Context, c *state.Container) error {
-	f, err := pidfd.Open(c.Pid)
+	files, names, err := client.Regain(c.Pid, c.StartTime)
 	if err != nil {
 		return err
 	}
-	if !Alive(c.Pid, c.StartTime) { // the pid may have been reused between look and open
-		f.Close()
-		return os.ErrProcessDone
-	}
-	return k.Keep(ctx, wire.Process{ID: c.ID, Pid: c.Pid, StartTime: c.StartTime, Started: c.Started, Files: []string{"pidfd"}}, []*os.File{f})
+	return k.Keep(ctx, wire.Process{ID: c.ID, Pid: c.Pid, StartTime: c.StartTime, Started: c.Started, LogPath: c.LogPath, Files: names}, files)
 }
 
 // Remains lists what lies in our folders and belongs to nothing we know.

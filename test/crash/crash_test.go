@@ -173,7 +173,8 @@ func noLineLost(t *testing.T, n *harness.Node) {
 func TestKilledNodeIsAdopted(t *testing.T) {
 	n := harness.Start(t, harness.Config{Images: []string{"app"}})
 	n.Create(kube.Pods, app("web", "serve"))
-	was := n.WaitReady("web")
+	n.Create(kube.Pods, app("talker", "lines", "100000000", "2000"))
+	was, talker := n.WaitReady("web"), n.WaitReady("talker")
 	n.Until("the pod to answer", 5*time.Second, func() bool { _, err := n.Ask(net.JoinHostPort(was.Status.PodIP, "8080")); return err == nil })
 	for _, name := range []string{"kubelet", "proxy", "runtime", "monitor"} {
 		if err := syscall.Kill(n.Pid(name), syscall.SIGSTOP); err != nil { // so that nobody repairs anything meanwhile
@@ -190,8 +191,36 @@ func TestKilledNodeIsAdopted(t *testing.T) {
 	n.Relaunch()
 	n.Create(kube.Pods, app("after", "serve"))
 	n.WaitReady("after")
-	now := n.WaitReady("web")
-	if a, b := was.Status.ContainerStatuses[0], now.Status.ContainerStatuses[0]; a.ContainerID != b.ContainerID || b.RestartCount != 0 {
-		t.Errorf("web was restarted: %s became %s", a.ContainerID, b.ContainerID)
+	for _, was := range []*v1.Pod{was, talker} {
+		now := n.WaitReady(was.Name)
+		if a, b := was.Status.ContainerStatuses[0], now.Status.ContainerStatuses[0]; a.ContainerID != b.ContainerID || b.RestartCount != 0 {
+			t.Errorf("%s was restarted: %s became %s", was.Name, a.ContainerID, b.ContainerID)
+		}
+	}
+	// What was written while nobody was there is in the log, too. Only what was being logged at that moment may be twice.
+	last, again := 0, 0
+	n.Until("the talker to be heard again", 10*time.Second, func() bool {
+		out, _ := n.Worknode("logs", "talker", "--tail", "1")
+		number, _ := strconv.Atoi(strings.TrimPrefix(strings.TrimSpace(out), "line "))
+		if last == 0 {
+			last = number
+		}
+		return number > last+1000
+	})
+	out, _ := n.Worknode("logs", "talker")
+	at := 0
+	for line := range strings.Lines(out) {
+		number, err := strconv.Atoi(strings.TrimPrefix(strings.TrimSpace(line), "line "))
+		if err != nil || number > at+1 {
+			t.Fatalf("after line %d: %q", at, line)
+		}
+		if number <= at {
+			again++
+		}
+		at = number
+	}
+	t.Logf("%d lines, %d of them twice", at, again)
+	if again > 5000 {
+		t.Errorf("%d lines are in the log twice", again)
 	}
 }

@@ -196,7 +196,8 @@ func (s *setup) findProgram() (err error) {
 // execute gives up the last rights and becomes the workload. It returns only if that fails.
 // Ready goes out before the filter is loaded: after it, only what every workload needs may be called.
 func (s *setup) execute() (string, error) {
-	// Signals that the monitor's starter had blocked must not stay blocked.
+	// Signals that the monitor's starter had blocked or ignored must not stay so: execve keeps both.
+	attendSignals()
 	var none unix.Sigset_t
 	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil)
 	if err := send([]byte(ready)); err != nil {
@@ -235,6 +236,22 @@ func (s *setup) execute() (string, error) {
 		kind = fault.Denied
 	}
 	return wire.StageExec, fault.New(kind, "exec %s: %w", s.program, err)
+}
+
+// attendSignals gives every ignored signal its default action again, those too that os/signal has no hold of.
+// Source: rt_sigaction(2); the kernel's struct sigaction begins with the handler, and SIG_IGN is 1.
+func attendSignals() {
+	type action struct {
+		handler, flags, restorer uintptr
+		mask                     uint64
+	}
+	for sig := uintptr(1); sig <= 64; sig++ {
+		var now, usual action
+		_, _, err := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&now)), unsafe.Sizeof(now.mask), 0, 0)
+		if err == 0 && now.handler == 1 {
+			_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&usual)), 0, unsafe.Sizeof(usual.mask), 0, 0)
+		}
+	}
 }
 
 // lookPath finds the program as users of Docker and Kubernetes know it, in the words they know.

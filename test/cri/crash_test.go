@@ -3,6 +3,7 @@ package cri
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -123,8 +124,13 @@ func TestStopOutlivesRuntime(t *testing.T) {
 	id := n.run(pod, box, config("deaf", `trap '' TERM; while :; do sleep 0.05; done`))
 	go n.cri.StopContainer(n.ctx(), &cri.StopContainerRequest{ContainerId: id, Timeout: 1})
 	n.until("stop under way", func() bool {
-		r, err := n.cri.ContainerStatus(n.ctx(), &cri.ContainerStatusRequest{ContainerId: id, Verbose: true})
-		return err == nil && strings.Contains(r.Info["record"], `"Deadline":"2`)
+		records, _ := filepath.Glob(n.dir + "/run/live/state/*/" + id + "*")
+		for _, file := range records {
+			if data, err := os.ReadFile(file); err == nil && strings.Contains(string(data), `"Deadline":"2`) {
+				return true
+			}
+		}
+		return false
 	})
 	n.killRuntime()
 	n.start()

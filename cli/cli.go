@@ -95,7 +95,7 @@ func Commands() []*cobra.Command {
 
 func (s *session) outputFlag(c *cobra.Command) {
 	c.Flags().StringVarP(&s.output, "output", "o", "", "json: the objects themselves, for programs")
-	c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"json"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"json"}, cobra.ShellCompDirectiveNoFileComp))
 	run := c.RunE
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if s.output != "" && s.output != "json" {

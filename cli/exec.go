@@ -93,7 +93,7 @@ func (s *session) run(ctx context.Context, client *kube.Client, cfg *rest.Config
 		if err != nil {
 			return err
 		}
-		defer term.Restore(int(os.Stdin.Fd()), restore)
+		defer func() { _ = term.Restore(int(os.Stdin.Fd()), restore) }()
 		ctx, stop := context.WithCancel(ctx)
 		defer stop()
 		streams.TerminalSizeQueue = watchSize(ctx)

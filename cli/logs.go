@@ -153,7 +153,7 @@ func (l *lines) one(line []byte) error {
 
 func (l *lines) flush() {
 	if len(l.rest) > 0 {
-		l.one(l.rest)
+		_ = l.one(l.rest) // the log has ended, there is nobody to tell
 	}
 }
 

@@ -150,7 +150,7 @@ func (r *Reaper) Start(path string, argv []string, attr *os.ProcAttr) (pid int, 
 	done := make(chan Exit, 1)
 	r.mine[p.Pid] = done
 	pid = p.Pid
-	p.Release()
+	_ = p.Release() // only forgets p
 	return pid, done, nil
 }
 

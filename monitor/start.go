@@ -33,6 +33,7 @@ type launch struct {
 	child [3]*os.File // the child's stdio, closed after clone
 	proc  *process
 	ptyFd *os.File // an exec's terminal, for the runtime
+	user  bool     // there is a user namespace to enter
 	warns []string
 }
 
@@ -212,10 +213,21 @@ func (l *launch) prepareExec(fds []int) error {
 		l.req.Init.Cgroup = cgroup
 		l.proc.info.Cgroup = cgroup
 	}
+	l.user = !sameUser(target.info.Pid)
 	if l.req.Init.OOMScoreAdj == nil {
 		l.req.Init.OOMScoreAdj = scoreOf(target.info.Pid)
 	}
 	return nil
+}
+
+// sameUser reports whether a process shares the monitor's user namespace.
+func sameUser(pid int) bool {
+	var ours, theirs unix.Stat_t
+	err := unix.Stat("/proc/self/ns/user", &ours)
+	if err == nil {
+		err = unix.Stat(fmt.Sprintf("/proc/%d/ns/user", pid), &theirs)
+	}
+	return err != nil || ours.Ino == theirs.Ino
 }
 
 // scoreOf is what the OOM killer adds for a process; an exec gets its container's.
@@ -237,6 +249,10 @@ func (l *launch) clone() error {
 	if err != nil {
 		return err
 	}
+	l.user = l.user || l.req.Init.Join["user"] != ""
+	if l.user && l.enter == nil {
+		flags = unix.CLONE_NEWNS // the others are made inside the user namespace, to belong to it
+	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fault.New(fault.Exhausted, "socket for init: %w", err)
@@ -256,7 +272,7 @@ func (l *launch) clone() error {
 	l.proc.pidfd = os.NewFile(uintptr(fd), fmt.Sprintf("pidfd:%d", pid))
 	l.proc.info.Pid = pid
 	err = l.follow(conn)
-	if err == nil {
+	if pid = l.proc.info.Pid; err == nil {
 		l.proc.info.Started = time.Now()
 		l.proc.info.StartTime, _ = pidfd.StartTime(pid) // a zombie still has one
 		return nil
@@ -415,9 +431,14 @@ func (l *launch) follow(conn *wire.Conn) error {
 	deadline := time.Now().Add(initLimit)
 	_ = conn.SetWriteDeadline(deadline)
 	_ = conn.SetReadDeadline(deadline)
-	order := inside.Request{Init: l.req.Init, Terminal: l.req.Terminal, Enter: l.enter != nil, Keyring: ring}
+	order := inside.Request{Init: l.req.Init, Terminal: l.req.Terminal, Enter: l.enter != nil, Keyring: ring, User: l.user}
 	if err := conn.Send(order); err != nil {
 		return fmt.Errorf("init of %s: %w", l.req.ID, err)
+	}
+	if l.user { // for the life inside the user namespace
+		if err := conn.Send(order); err != nil {
+			return fmt.Errorf("init of %s: %w", l.req.ID, err)
+		}
 	}
 	ready := false
 	for {
@@ -440,12 +461,33 @@ func (l *launch) follow(conn *wire.Conn) error {
 			if err := l.terminal(fds); err != nil {
 				return err
 			}
+		case r.Self:
+			if err := l.follows(fds); err != nil {
+				return err
+			}
 		case r.Warning != "":
 			l.warns = append(l.warns, r.Warning)
 		case r.Ready:
 			ready = true
 		}
 	}
+}
+
+// follows takes the process that went on in init's place: it is our child too.
+func (l *launch) follows(fds []int) error {
+	if len(fds) != 1 {
+		wire.CloseAll(fds)
+		return fault.New(fault.Invalid, "init of %s sent %d descriptors for itself", l.req.ID, len(fds))
+	}
+	f := os.NewFile(uintptr(fds[0]), "pidfd")
+	pid, err := pidfd.PidOf(f)
+	if err != nil {
+		f.Close()
+		return fmt.Errorf("init of %s: %w", l.req.ID, err)
+	}
+	l.proc.pidfd.Close()
+	l.proc.pidfd, l.proc.info.Pid = f, pid
+	return nil
 }
 
 // terminal takes the master of the terminal that init has made.

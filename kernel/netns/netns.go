@@ -120,7 +120,7 @@ func ioctl(fd int, call uintptr, req *unix.Ifreq) error {
 // Repeat: safe, an absent dir is no error. Crash: some pins may stay; repeat.
 func Unpin(dir string) error {
 	var errs []error
-	for _, k := range []Kind{Net, IPC, UTS} {
+	for _, k := range []Kind{Net, IPC, UTS, User} {
 		to := filepath.Join(dir, string(k))
 		// A path may carry more than one mount if a crashed Create was repeated; EINVAL says that none is left.
 		for {

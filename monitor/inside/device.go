@@ -29,8 +29,13 @@ func (s *setup) devices(root *mount.Root) error {
 		return err
 	}
 	defer unix.Close(dev)
-	for _, d := range s.Devices {
-		if err := device(root, dev, d); err != nil {
+	for i, d := range s.Devices {
+		if s.inner {
+			err = showDevice(root, d, s.nodes[i])
+		} else {
+			err = device(root, dev, d)
+		}
+		if err != nil {
 			return fmt.Errorf("device %s: %w", d.Path, err)
 		}
 	}

@@ -37,6 +37,7 @@ type Request struct {
 	Terminal bool   `json:",omitempty"`
 	Enter    bool   `json:",omitempty"` // TargetFd is a container whose namespaces and root to enter
 	Keyring  string `json:",omitempty"` // name of the session keyring, one per container
+	User     bool   `json:",omitempty"` // there is a user namespace to enter: outer.go; the request is sent twice
 }
 
 // Report is a frame that an init writes. After Ready the end of the stream means that the program runs; an end
@@ -45,6 +46,7 @@ type Report struct {
 	Error   *wire.Error `json:",omitempty"`
 	Warning string      `json:",omitempty"`
 	Pty     bool        `json:",omitempty"` // the frame carries the terminal's master
+	Self    bool        `json:",omitempty"` // the frame carries the pidfd of the process that went on in another's place
 	Ready   bool        `json:",omitempty"`
 }
 
@@ -64,7 +66,10 @@ func Main() int {
 		return 1
 	}
 	s := setup{req: req, Init: req.Init}
-	stage, err := s.run()
+	stage, err := s.take(os.Args[2:])
+	if err == nil {
+		stage, err = s.run()
+	}
 	_ = report(Report{Error: wire.FromError(stage, kinded(err))})
 	return 1
 }
@@ -73,6 +78,9 @@ func Main() int {
 type setup struct {
 	wire.Init
 	req      Request
+	inner    bool  // the second life, inside the user namespace: trees and nodes are what the first left open
+	trees    []int // root filesystem, then one for each of Mounts, or -1
+	nodes    []int // one for each of Devices
 	ptySlave int
 	program  string
 }
@@ -89,20 +97,30 @@ func (s *setup) run() (string, error) {
 	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 0, 0, 0, 0) // the monitor's own wish, inherited
 	unix.Umask(0)
 	s.ptySlave = -1
-	steps := []step{{"cgroup", s.joinCgroups}, {"oom_score_adj", s.oomScore}, {"namespace", s.joinNamespaces}}
-	if s.req.Enter {
-		steps = append(steps, step{"namespace", s.enter})
-	} else {
-		steps = append(steps, step{"sysctl", s.sysctls}, step{"hostname", s.hostname}, step{"mount", s.buildRoot})
-	}
-	steps = append(steps, step{"terminal", s.terminal}, step{"keyring", s.keyring}, step{"rlimit", s.rlimits},
-		step{"cwd", s.workDir}, step{"user", s.identity}, step{wire.StageExec, s.findProgram})
-	for _, st := range steps {
+	for _, st := range s.steps() {
 		if err := st.do(); err != nil {
 			return st.stage, err
 		}
 	}
 	return s.execute()
+}
+
+func (s *setup) steps() []step {
+	own := []step{{"terminal", s.terminal}, {"keyring", s.keyring}, {"rlimit", s.rlimits},
+		{"cwd", s.workDir}, {"user", s.identity}, {wire.StageExec, s.findProgram}}
+	if s.inner {
+		return append(s.innerSteps(), own...)
+	}
+	first := []step{{"cgroup", s.joinCgroups}, {"oom_score_adj", s.oomScore}, {"namespace", s.joinNamespaces}}
+	switch {
+	case s.req.User:
+		return append(first, s.outerSteps()...)
+	case s.req.Enter:
+		first = append(first, step{"namespace", s.enter})
+	default:
+		first = append(first, step{"sysctl", s.sysctls}, step{"hostname", s.hostname}, step{"mount", s.buildRoot})
+	}
+	return append(first, own...)
 }
 
 func (s *setup) warn(format string, args ...any) {
@@ -174,7 +192,7 @@ func CloneFlags(names []string) (uintptr, error) {
 			flags |= uintptr(namespaceFlag(n))
 		case "cgroup":
 		case "user":
-			return 0, fault.New(fault.Unsupported, "a new user namespace: this build has none")
+			return 0, fault.New(fault.Unsupported, "a new user namespace: make it with its mapping first, and name it in Join")
 		default:
 			return 0, fault.New(fault.Invalid, "namespace %q is not one that this monitor knows", n)
 		}
@@ -185,8 +203,8 @@ func CloneFlags(names []string) (uintptr, error) {
 func (s *setup) joinNamespaces() error {
 	for name, path := range s.Join {
 		flag := namespaceFlag(name)
-		if name == "pid" {
-			continue // the monitor cloned us into it
+		if name == "pid" || name == "user" {
+			continue // the monitor cloned us into the one; the other comes last, in outer.go
 		}
 		if flag == 0 {
 			return fault.New(fault.Unsupported, "join %s namespace %s: this build cannot", name, path)
@@ -202,7 +220,7 @@ func (s *setup) joinNamespaces() error {
 		}
 	}
 	for _, name := range s.New {
-		if name == "cgroup" {
+		if name == "cgroup" && !s.req.User {
 			if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 				return fmt.Errorf("new cgroup namespace: %w", err)
 			}
@@ -211,14 +229,16 @@ func (s *setup) joinNamespaces() error {
 	return nil
 }
 
+// entered are the namespaces of a container that an exec joins, besides those of pids (by clone) and users (outer.go).
+const entered = unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
+
 // enter joins the namespaces of a running container in one call, its root included.
 // The mount namespace can be joined only by a thread that shares its root and working directory with nobody.
 func (s *setup) enter() error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("unshare fs: %w", err)
 	}
-	const all = unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
-	err := unix.Setns(TargetFd, all)
+	err := unix.Setns(TargetFd, entered)
 	unix.Close(TargetFd)
 	if err == unix.ESRCH {
 		return fault.New(fault.NotFound, "enter the container: its process has exited")

@@ -15,28 +15,43 @@ import (
 )
 
 // buildRoot turns this mount namespace, a copy of the host's, into the container's.
-// Bind sources are taken first, while their mounts are still peers of the host's: so each can become shared
-// (Bidirectional), slave (HostToContainer) or private by itself, and the rest of the tree is cut off at once.
 func (s *setup) buildRoot() error {
+	binds, err := s.takeBinds(-1)
+	if err != nil {
+		return err
+	}
+	root, err := s.mountRoot()
+	if err != nil {
+		return err
+	}
+	return s.furnish(root, binds)
+}
+
+// takeBinds opens the bind sources and cuts this mount namespace off the host's.
+// The sources are taken first, while their mounts are still peers of the host's: so each can become shared
+// (Bidirectional), slave (HostToContainer) or private by itself, and the rest of the tree is cut off at once.
+// user is the namespace to map owners into, or -1.
+func (s *setup) takeBinds(user int) ([]int, error) {
 	binds := make([]int, len(s.Mounts))
 	for i, m := range s.Mounts {
 		binds[i] = -1
 		if m.Flags&unix.MS_BIND == 0 {
 			continue
 		}
-		tree, err := bindSource(m)
+		tree, err := bindSource(m, user)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		binds[i] = tree
 	}
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("cut the mounts off the host's: %w", err)
+		return nil, fmt.Errorf("cut the mounts off the host's: %w", err)
 	}
-	root, err := s.mountRoot()
-	if err != nil {
-		return err
-	}
+	return binds, nil
+}
+
+// furnish fills the root and enters it. It takes over root.
+func (s *setup) furnish(root *mount.Root, binds []int) error {
 	for i, m := range s.Mounts {
 		if err := s.mount(root, m, binds[i]); err != nil {
 			return fmt.Errorf("mount %s on %s: %w", sourceName(m), m.Destination, err)
@@ -56,7 +71,7 @@ func (s *setup) buildRoot() error {
 	if err := s.sealRoot(root); err != nil {
 		return err
 	}
-	err = mount.PivotTo(root.Fd())
+	err := mount.PivotTo(root.Fd())
 	root.Close()
 	return err
 }
@@ -69,9 +84,16 @@ func sourceName(m wire.Mount) string {
 }
 
 // bindSource is a detached copy of the source with its flags applied, ready to attach.
-func bindSource(m wire.Mount) (int, error) {
+func bindSource(m wire.Mount, user int) (int, error) {
 	tree, err := mount.Clone(m.Source, m.Flags&unix.MS_REC != 0)
 	if err != nil {
+		return -1, fmt.Errorf("mount %s on %s: %w", m.Source, m.Destination, err)
+	}
+	if m.IDMap && user >= 0 {
+		err = mount.Idmap(tree, user)
+	}
+	if err != nil {
+		unix.Close(tree)
 		return -1, fmt.Errorf("mount %s on %s: %w", m.Source, m.Destination, err)
 	}
 	if err = mount.Change(tree, m.Flags, 0, false); err == nil && m.RecReadonly {
@@ -98,6 +120,14 @@ func propagate(fd int, types []uintptr) error {
 
 // mountRoot mounts the root filesystem over one of its own directories, so that no extra directory is needed.
 func (s *setup) mountRoot() (*mount.Root, error) {
+	target, err := s.placeRoot()
+	if err != nil {
+		return nil, err
+	}
+	return mount.OpenRoot(target)
+}
+
+func (s *setup) placeRoot() (string, error) {
 	r := s.Root
 	target := r.Path
 	var err error
@@ -105,7 +135,7 @@ func (s *setup) mountRoot() (*mount.Root, error) {
 	case len(r.Lower) > 0:
 		if r.Base != "" {
 			if err := unix.Chdir(r.Base); err != nil {
-				return nil, &os.PathError{Op: "chdir", Path: r.Base, Err: err}
+				return "", &os.PathError{Op: "chdir", Path: r.Base, Err: err}
 			}
 		}
 		target = r.Upper
@@ -122,10 +152,7 @@ func (s *setup) mountRoot() (*mount.Root, error) {
 	default:
 		err = fault.New(fault.Invalid, "the container has no root filesystem")
 	}
-	if err != nil {
-		return nil, err
-	}
-	return mount.OpenRoot(target)
+	return target, err
 }
 
 func (s *setup) mount(root *mount.Root, m wire.Mount, tree int) error {

@@ -178,7 +178,12 @@ type Init struct {
 	SeccompFlags uint32   `json:",omitempty"` // SECCOMP_FILTER_FLAG_*
 	Rlimits      []Rlimit `json:",omitempty"`
 	OOMScoreAdj  *int     `json:",omitempty"` // nil: 0, for an exec the container's; clamped where CAP_SYS_RESOURCE is missing
+	IDMap        *IDMap   `json:",omitempty"` // with a user namespace in Join: what it maps; for an exec: what the container's maps
 }
+
+// IDMap is the one mapping of a user namespace: its user 0 is the host's UID, its group 0 the host's GID, and so on
+// for Size ids. The ids elsewhere in Init are those inside.
+type IDMap struct{ UID, GID, Size uint32 }
 
 // Root is the container's root filesystem. With Lower it is an overlay that init mounts in its own mount namespace, so
 // the host's mount table stays clean; with Path alone it is a bind mount of that directory.
@@ -188,6 +193,7 @@ type Root struct {
 	Upper, Work string   `json:",omitempty"` // empty Upper: read-only overlay
 	Path        string   `json:",omitempty"`
 	Readonly    bool     `json:",omitempty"`
+	IDMap       bool     `json:",omitempty"` // the files of Lower or Path belong to host ids: show them mapped (Upper is written as it is)
 	Propagation string   `json:",omitempty"` // private, rslave (default), rshared
 }
 
@@ -199,6 +205,7 @@ type Mount struct {
 	Propagation               []uintptr `json:",omitempty"` // MS_PRIVATE, MS_SLAVE|MS_REC, ...
 	RecReadonly               bool      `json:",omitempty"` // mount_setattr, recursive
 	File                      bool      `json:",omitempty"` // source is a file: make a file as mount point
+	IDMap                     bool      `json:",omitempty"` // bind or Lower: show the owners mapped into the container\'s user namespace
 	Lower                     []string  `json:",omitempty"` // Type overlay: two layers or more, topmost first, relative to Root.Base; read-only
 }
 

@@ -79,12 +79,7 @@ func pause(ctx context.Context, d time.Duration) {
 
 // adopt takes over a running process of an earlier supervisor, if it is of this build and has the same arguments.
 func (n *node) adopt(s service, log *slog.Logger) (<-chan reap.Exit, int, time.Time) {
-	var was pidRecord
-	data, err := os.ReadFile(n.place.Pid(s.name))
-	if err != nil || json.Unmarshal(data, &was) != nil {
-		return nil, 0, time.Time{}
-	}
-	exit, alive := reap.Adopt(was.Pid, was.Start)
+	was, exit, alive := n.find(s)
 	if !alive {
 		return nil, 0, time.Time{}
 	}
@@ -101,6 +96,26 @@ func (n *node) adopt(s service, log *slog.Logger) (<-chan reap.Exit, int, time.T
 	}
 	log.Info("adopted", "pid", was.Pid)
 	return exit, was.Pid, time.Now()
+}
+
+// find looks where a service runs: by its pid file, else by its arguments, as a supervisor may have been killed between
+// the start of a process and the writing of its pid file. What has no record has no known build: it is replaced.
+func (n *node) find(s service) (was pidRecord, exit <-chan reap.Exit, alive bool) {
+	if data, err := os.ReadFile(n.place.Pid(s.name)); err == nil && json.Unmarshal(data, &was) == nil {
+		if exit, alive = reap.Adopt(was.Pid, was.Start); alive {
+			return was, exit, true
+		}
+	}
+	pid, found := reap.Find(append([]string{"worknode"}, s.argv...))
+	if !found {
+		return was, nil, false
+	}
+	began, err := reap.StartTime(pid)
+	if err != nil {
+		return was, nil, false
+	}
+	exit, alive = reap.Adopt(pid, began)
+	return pidRecord{Pid: pid, Start: began, Argv: s.argv}, exit, alive
 }
 
 func (n *node) logFile(name string) string { return filepath.Join(n.place.Logs(), name+".log") }
@@ -148,13 +163,7 @@ func (n *node) start(s service) (int, <-chan reap.Exit, error) {
 
 // end stops s gracefully, by SIGKILL after wait, and removes its pid file.
 func (n *node) end(s service, wait time.Duration) {
-	var was pidRecord
-	file := n.place.Pid(s.name)
-	data, err := os.ReadFile(file)
-	if err != nil || json.Unmarshal(data, &was) != nil {
-		return
-	}
-	if exit, alive := reap.Adopt(was.Pid, was.Start); alive {
+	if was, exit, alive := n.find(s); alive {
 		syscall.Kill(was.Pid, syscall.SIGTERM)
 		select {
 		case <-exit:
@@ -164,5 +173,5 @@ func (n *node) end(s service, wait time.Duration) {
 			<-exit
 		}
 	}
-	os.Remove(file)
+	os.Remove(n.place.Pid(s.name))
 }

@@ -179,6 +179,26 @@ func Adopt(pid int, start uint64) (<-chan Exit, bool) {
 	return done, true
 }
 
+// Find looks for a process with exactly these arguments, argv[0] included. It finds what a killed starter had no time to
+// write down.
+func Find(argv []string) (pid int, found bool) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, false
+	}
+	want := strings.Join(argv, "\x00") + "\x00"
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if data, err := os.ReadFile("/proc/" + e.Name() + "/cmdline"); err == nil && string(data) == want {
+			return pid, true
+		}
+	}
+	return 0, false
+}
+
 // StartTime returns when a process began, in clock ticks since boot: together with the pid it names the process for
 // ever. Source: proc(5), /proc/PID/stat field 22.
 func StartTime(pid int) (uint64, error) {

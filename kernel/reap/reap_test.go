@@ -88,3 +88,18 @@ func until(t *testing.T, what string, is func() bool) {
 		}
 	}
 }
+
+func TestFindKnowsAProcessByItsArguments(t *testing.T) {
+	cmd := exec.Command("sleep", "61.25")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { cmd.Process.Kill(); cmd.Wait() }()
+	until(t, "the process to be found", func() bool {
+		pid, found := Find([]string{"sleep", "61.25"})
+		return found && pid == cmd.Process.Pid
+	})
+	if pid, found := Find([]string{"sleep", "61.2"}); found {
+		t.Errorf("found %d by a part of its arguments", pid)
+	}
+}

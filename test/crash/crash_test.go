@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -223,4 +224,24 @@ func TestKilledNodeIsAdopted(t *testing.T) {
 	if again > 5000 {
 		t.Errorf("%d lines are in the log twice", again)
 	}
+}
+
+// A supervisor that was killed before it wrote a pid file down leaves a process that the next one must find: two proxies
+// or kubelets would fight.
+func TestAProcessWithoutPidFileIsFound(t *testing.T) {
+	n := harness.Start(t, harness.Config{Images: []string{"app"}})
+	n.Create(kube.Pods, app("web", "serve"))
+	n.WaitReady("web")
+	old := n.Pid("proxy")
+	n.KillAll([]int{n.Pid("supervisor")})
+	if err := os.Remove(n.Place.Pid("proxy")); err != nil {
+		t.Fatal(err)
+	}
+	n.Relaunch()
+	n.Until("one proxy, and only one", 20*time.Second, func() bool {
+		now := n.Pid("proxy")
+		return now != 0 && now != old && syscall.Kill(old, 0) != nil
+	})
+	n.Create(kube.Pods, app("after", "serve"))
+	n.WaitReady("after")
 }

@@ -122,7 +122,8 @@ func TestStopOutlivesRuntime(t *testing.T) {
 	box := n.podConfig()
 	pod := n.runPod(box)
 	id := n.run(pod, box, config("deaf", `trap '' TERM; while :; do sleep 0.05; done`))
-	go n.cri.StopContainer(n.ctx(), &cri.StopContainerRequest{ContainerId: id, Timeout: 1})
+	grace := int64(harness.Slow(time.Second).Seconds()) // long enough to be seen by what follows
+	go n.cri.StopContainer(n.ctx(), &cri.StopContainerRequest{ContainerId: id, Timeout: grace})
 	n.until("stop under way", func() bool {
 		records, _ := filepath.Glob(n.dir + "/run/live/state/*/" + id + "*")
 		for _, file := range records {

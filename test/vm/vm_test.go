@@ -25,7 +25,7 @@ import (
 
 // packages are the suites, in the order they run: what everything else stands on comes first.
 var packages = []string{
-	"./kernel/...", "./monitor/...", "./runtime/image", "./runtime/network", "./kubelet/cgroups", "./kubelet/volume", "./kubelet/logs",
+	"./kernel/...", "./monitor/...", "./runtime/image", "./runtime/network", "./runtime/seccomp", "./kubelet/cgroups", "./kubelet/volume", "./kubelet/logs",
 	"./proxy/act", "./test/net", "./test/cri", "./test/node", "./test/crash",
 }
 
@@ -39,6 +39,9 @@ var programs = []string{"ip", "nft", "nsenter", "setpriv", "script", "mount", "u
 
 // only narrows a developer's run, as in: go test ./test/vm -only test/node:TestExample
 var only = flag.String("only", "", "run one package's tests alone, or PACKAGE:REGEXP")
+
+// reference is where upstream's CNI plugins are.
+const reference = "github.com/containernetworking/plugins/plugins/"
 
 // slow is how many times longer than usual a test may take, as the guest's CPU is emulated.
 const slow = 10
@@ -147,11 +150,17 @@ func furnish(t *testing.T, dir string) {
 			t.Fatalf("%v: run `scripts/setup test`", err)
 		}
 		lay(t, path, dir+"/tools/"+name)
+		// The loader and the libraries are where the program looks for them: the same places as here.
 		for _, lib := range regexp.MustCompile(`/\S+`).FindAllString(host(t, "ldd", path), -1) {
 			if _, err := os.Stat(dir + lib); err != nil {
 				lay(t, lib, dir+lib)
 			}
 		}
+	}
+	plugins := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/top/cni/", reference+"main/bridge", reference+"main/ptp", reference+"ipam/host-local", reference+"meta/portmap")
+	plugins.Dir, plugins.Env = filepath.Join(harness.Top(), "test/upstream/cni"), append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := plugins.CombinedOutput(); err != nil {
+		t.Fatalf("build the reference plugins: %v\n%s", err, out)
 	}
 	write(t, dir+"/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n", 0o644)
 	write(t, dir+"/etc/group", "root:x:0:\nnogroup:x:65534:\n", 0o644)
@@ -186,7 +195,7 @@ func script(suites []*suite) string {
 	fmt.Fprintf(&b, `#!/bin/sh
 # Messages of the kernel would land in the middle of our lines.
 dmesg -n 1
-export PATH=/tools:$PATH WORKNODE_TOP=/top WORKNODE_MONITOR=/top/bin/worknode-monitor WORKNODE_SLOW=%d
+export PATH=/tools:$PATH WORKNODE_TOP=/top WORKNODE_MONITOR=/top/bin/worknode-monitor WORKNODE_CNI_PLUGINS=/top/cni WORKNODE_SLOW=%d
 mkdir /root/manifests
 lacking() {
 	what=$1

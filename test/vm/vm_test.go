@@ -158,7 +158,7 @@ func furnish(t *testing.T, dir string) {
 		}
 	}
 	plugins := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/top/cni/", reference+"main/bridge", reference+"main/ptp", reference+"ipam/host-local", reference+"meta/portmap")
-	plugins.Dir, plugins.Env = filepath.Join(harness.Top(), "test/upstream/cni"), append(os.Environ(), "CGO_ENABLED=0")
+	plugins.Dir, plugins.Env = filepath.Join(harness.Top(), "test/cni"), append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := plugins.CombinedOutput(); err != nil {
 		t.Fatalf("build the reference plugins: %v\n%s", err, out)
 	}

@@ -160,7 +160,7 @@ func (l *loop) strangerExited(ctx context.Context, e wire.Exit) {
 			l.dropPause(s.ID, e.ID)
 		}
 	}
-	l.keeper.Forget(ctx, e.ID)
+	_ = l.keeper.Forget(ctx, e.ID) // unforgotten, it is told again to the next runtime
 }
 
 // reason is CRI's word for an exit. Source: the words that kubelet and its users know.

@@ -83,7 +83,7 @@ func (n *node) carry(ctx context.Context, client net.Conn, target string) {
 func relay(to, from net.Conn) {
 	io.Copy(to, from)
 	if half, ok := to.(*net.TCPConn); ok {
-		half.CloseWrite()
+		_ = half.CloseWrite()
 	}
 }
 

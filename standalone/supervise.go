@@ -124,7 +124,7 @@ func (n *node) logFile(name string) string { return filepath.Join(n.place.Logs()
 func (n *node) start(s service) (int, <-chan reap.Exit, error) {
 	file := n.logFile(s.name)
 	if st, err := os.Stat(file); err == nil && st.Size() > oldLog {
-		os.Rename(file, file+".1")
+		_ = os.Rename(file, file+".1") // else it grows on, and the next start tries again
 	}
 	out, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {

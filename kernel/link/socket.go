@@ -27,10 +27,10 @@ func Open() (*Handle, error) {
 		return nil, fault.New(kindOf(err), "open rtnetlink: %w", err)
 	}
 	// Both options only better the error texts (CAP_ACK keeps our own message out of the answer), so refusal is no matter.
-	unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
-	unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
 	tv := unix.NsecToTimeval(int64(10e9)) // the kernel answers at once; this bounds a bug, not a wait
-	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
 	return &Handle{fd: fd}, nil
 }
 

@@ -45,8 +45,8 @@ func Open() (*Conn, error) {
 		}
 	}
 	// Extended acknowledgements carry the kernel's own words; both options only refine errors, so a refusal is fine.
-	unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
-	unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
 	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, 4<<20)
 	c.grow(1 << 20)
 	return c, nil
@@ -60,7 +60,7 @@ func (c *Conn) Port() uint32 { return c.port }
 
 func setBuffer(fd, force, plain, n int) {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, n) != nil {
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, n) // without CAP_NET_ADMIN the system's limit applies
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, n) // without CAP_NET_ADMIN the system's limit applies
 	}
 }
 

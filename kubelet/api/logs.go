@@ -32,7 +32,7 @@ func (s *Server) getLogs(w http.ResponseWriter, r *http.Request) {
 	}
 	var changed, ended <-chan struct{}
 	if o.Follow {
-		stop := func() {}
+		var stop func()
 		if changed, stop, err = s.logs.Watch(path); err != nil {
 			fail(w, err)
 			return

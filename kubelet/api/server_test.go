@@ -53,6 +53,7 @@ func TestOnlyBearersOfTheClientCAMayAsk(t *testing.T) {
 	tr := r.nobody.Transport.(*http.Transport).Clone()
 	tr.TLSClientConfig.Certificates = append(tr.TLSClientConfig.Certificates, stranger)
 	if resp, err := (&http.Client{Transport: tr}).Get(r.base + "/pods"); err == nil {
+		_ = resp.Body.Close()
 		t.Errorf("a certificate of a foreign CA was accepted: %s", resp.Status)
 	}
 }
@@ -136,7 +137,7 @@ func TestLogs(t *testing.T) {
 // follow opens a following log request and returns its lines.
 func (r *rig) follow(t *testing.T) (*bufio.Reader, func()) {
 	t.Helper()
-	resp, err := r.client.Get(r.base + "/containerLogs/default/web/app?follow=true")
+	resp, err := r.client.Get(r.base + "/containerLogs/default/web/app?follow=true") //nolint:bodyclose // the returned func closes it
 	if err != nil || resp.StatusCode != 200 {
 		t.Fatalf("%v %v", resp, err)
 	}

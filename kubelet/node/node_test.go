@@ -30,7 +30,6 @@ type apiServer struct {
 	mu    sync.Mutex
 	node  *v1.Node
 	lease *coordination.Lease
-	calls []string
 	told  chan string
 }
 

@@ -147,7 +147,7 @@ func sameStatus(a, b v1.NodeStatus) bool {
 func sameInfo(a, b v1.NodeSystemInfo) bool {
 	swapA, swapB := a.Swap, b.Swap
 	a.Swap, b.Swap = nil, nil
-	a.KubeProxyVersion, b.KubeProxyVersion = "", ""
+	a.KubeProxyVersion, b.KubeProxyVersion = "", "" //nolint:staticcheck // deprecated, but a Node may still carry it
 	return a == b && reflect.DeepEqual(swapA, swapB)
 }
 

@@ -256,13 +256,13 @@ func (p *planner) tend(spec *v1.Container, c *state.Container, init bool) {
 		return
 	}
 	if postStart(spec) {
-		switch {
-		case c.PostStart == state.HookNone:
+		switch c.PostStart {
+		case state.HookNone:
 			p.try(RunHook{Container: spec.Name, ID: c.ID, Hook: PostStart})
 			return
-		case c.PostStart == state.HookBegun:
+		case state.HookBegun:
 			return
-		case c.PostStart == state.HookFailed:
+		case state.HookFailed:
 			p.stopOne(c, p.grace(), "FailedPostStartHook", false)
 			return
 		}

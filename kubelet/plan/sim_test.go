@@ -60,9 +60,7 @@ type simContainer struct {
 }
 
 type inFlight struct {
-	action  Action
-	applied bool
-	result  Result
+	action Action
 }
 
 // sim is the world outside the planner, and the kubelet's memory that a crash wipes.

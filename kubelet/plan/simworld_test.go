@@ -121,9 +121,10 @@ func (w *sim) stopContainer(t StopContainer) Result {
 		return Result{Failed: state.Cause{Reason: "KillContainerError", Message: "no such container"}, Kind: fault.NotFound}
 	}
 	c := &w.containers[i]
-	if c.Phase == state.Running {
+	switch c.Phase {
+	case state.Running:
 		w.exits(c, int32([]int{0, 137, 143}[w.r.IntN(3)]))
-	} else if c.Phase == state.Created {
+	case state.Created:
 		w.exits(c, 0)
 	}
 	return w.inspect(t.ID)

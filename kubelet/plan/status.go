@@ -57,7 +57,7 @@ func (p *planner) addresses(s *v1.PodStatus) {
 	if p.pod.Spec.HostNetwork {
 		s.PodIP, s.PodIPs = s.HostIP, nil
 		for _, h := range s.HostIPs {
-			s.PodIPs = append(s.PodIPs, v1.PodIP{IP: h.IP})
+			s.PodIPs = append(s.PodIPs, v1.PodIP(h))
 		}
 		return
 	}

@@ -119,7 +119,7 @@ func (v *Volumes) Refresh(ctx context.Context, pod *v1.Pod) error {
 			return nil
 		}
 		if _, err := os.Lstat(v.path(pod.UID, vol)); err != nil {
-			return nil // not mounted, or not any more
+			return nil //nolint:nilerr // not mounted, or not any more
 		}
 		return v.setUp(ctx, pod, vol)
 	})

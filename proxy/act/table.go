@@ -34,7 +34,7 @@ func Open(conn *nft.Conn, fam state.Family, static Static) *Table {
 	b := nft.NewBatch(l.fam, TableName)
 	l.write(b)
 	h := fnv.New64a()
-	b.WriteTo(h)
+	_, _ = b.WriteTo(h) // a hash takes all
 	flags := uint32(0)
 	if conn.OwnedTables(l.fam) {
 		flags = nft.FlagOwner | nft.FlagPersist

@@ -75,7 +75,7 @@ func (h *Health) Handler(m *Metrics) http.Handler {
 			w.Header().Set("Content-Type", "application/json")
 			w.Header().Set("X-Content-Type-Options", "nosniff")
 			w.WriteHeader(code)
-			json.NewEncoder(w).Encode(body)
+			_ = json.NewEncoder(w).Encode(body) // the asker may be gone
 		})
 	}
 	serve("/healthz", true, &m.healthz)
@@ -116,5 +116,5 @@ func Serve(ctx context.Context, l net.Listener, handler http.Handler) {
 	s := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, MaxHeaderBytes: 8 << 10}
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()
-	s.Serve(l)
+	_ = s.Serve(l) // its error is that it was closed
 }

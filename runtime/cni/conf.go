@@ -81,6 +81,17 @@ func readConf(file string) (*libcni.NetworkConfigList, error) {
 	return list, nil
 }
 
+// listOf is the list with one as its only plugin.
+func listOf(one *libcni.PluginConfig) (*libcni.NetworkConfigList, error) {
+	data, err := json.Marshal(map[string]any{
+		"name": one.Network.Name, "cniVersion": one.Network.CNIVersion, "plugins": []json.RawMessage{one.Bytes},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return libcni.NetworkConfFromBytes(data)
+}
+
 // parse understands both kinds of configuration: a list of plugins, and the older one of a single plugin.
 func parse(data []byte) (*libcni.NetworkConfigList, error) {
 	var probe struct {
@@ -96,7 +107,7 @@ func parse(data []byte) (*libcni.NetworkConfigList, error) {
 	if probe.Type != "" && probe.Plugins == nil {
 		var one *libcni.PluginConfig
 		if one, err = libcni.NetworkPluginConfFromBytes(data); err == nil {
-			list, err = libcni.ConfListFromConf(one)
+			list, err = listOf(one)
 		}
 	} else {
 		list, err = libcni.NetworkConfFromBytes(data)

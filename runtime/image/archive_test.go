@@ -22,7 +22,6 @@ type file struct {
 	link string
 	mode int64
 	pax  map[string]string
-	size int64 // claimed size of a sparse entry
 }
 
 func tarOf(t testing.TB, files ...file) []byte {

@@ -111,7 +111,7 @@ func (s *Store) unchanged(ctx context.Context, repo, rest string, src Source) (I
 func (s *Store) fits(w *wanted) error {
 	free, err := freeSpace(s.staging())
 	if err != nil {
-		return nil // writing will tell
+		return nil //nolint:nilerr // writing will tell
 	}
 	missing := int64(0)
 	s.mu.Lock()

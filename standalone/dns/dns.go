@@ -41,7 +41,7 @@ func New(objects *store.Store, domain string, resolvers []string) *Server {
 // Serve answers on both sockets until ctx ends, and closes them.
 func (s *Server) Serve(ctx context.Context, udp net.PacketConn, tcp net.Listener) {
 	for _, server := range []*dns.Server{{PacketConn: udp, Handler: s}, {Listener: tcp, Handler: s}} {
-		context.AfterFunc(ctx, func() { server.Shutdown() })
+		context.AfterFunc(ctx, func() { _ = server.Shutdown() })
 		go func() { // ends with its socket
 			if err := server.ActivateAndServe(); err != nil && ctx.Err() == nil {
 				slog.Error("DNS stopped", "err", err)
@@ -125,10 +125,10 @@ func (s *Server) lookup(name, rest string) (records []dns.RR, known bool) {
 		return nil, false
 	}
 	svc := item.Object.(*v1.Service)
-	switch {
-	case n == 3:
+	switch n {
+	case 3:
 		return s.service(name, svc)
-	case n == 4:
+	case 4:
 		return s.endpoint(name, svc, parts[0])
 	}
 	return s.ports(name, svc, strings.TrimPrefix(parts[0], "_"), strings.TrimPrefix(parts[1], "_"))

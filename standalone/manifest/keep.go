@@ -105,7 +105,7 @@ func (k *Keeper) watch() (<-chan struct{}, func()) {
 		return changes, func() {}
 	}
 	for _, d := range folders(k.dir) {
-		w.Add(d) // the second need not exist; if it appears, its appearance is a change, and rescans read it
+		_ = w.Add(d) // the second need not exist; if it appears, its appearance is a change, and rescans read it
 	}
 	go func() { // ends with w
 		for {
@@ -115,7 +115,7 @@ func (k *Keeper) watch() (<-chan struct{}, func()) {
 					return
 				}
 				if e.Has(fsnotify.Create) && e.Name == folders(k.dir)[1] {
-					w.Add(e.Name)
+					_ = w.Add(e.Name) // rescans find what is not watched
 				}
 			case _, ok := <-w.Errors:
 				if !ok {

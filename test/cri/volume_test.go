@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
@@ -21,7 +20,7 @@ import (
 // addImage puts an image of files into the runtime, one layer per map; names that end in / are folders.
 func (n *node) addImage(tag string, layers ...map[string]string) {
 	n.t.Helper()
-	im := v1.Image(empty.Image)
+	im := empty.Image
 	for _, files := range layers {
 		var b bytes.Buffer
 		w := tar.NewWriter(&b)

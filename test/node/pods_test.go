@@ -125,9 +125,9 @@ func TestCrashLoopBacksOff(t *testing.T) {
 			return p != nil && len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].RestartCount >= want
 		}
 	}
-	p := n.WaitPod("crash", "restarted once", 5*time.Second, restarts(1))
+	n.WaitPod("crash", "restarted once", 5*time.Second, restarts(1))
 	first := time.Now()
-	p = n.WaitPod("crash", "in back-off", 5*time.Second, func(p *v1.Pod) bool {
+	p := n.WaitPod("crash", "in back-off", 5*time.Second, func(p *v1.Pod) bool {
 		w := p.Status.ContainerStatuses[0].State.Waiting
 		return w != nil && w.Reason == "CrashLoopBackOff"
 	})

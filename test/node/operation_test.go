@@ -102,6 +102,7 @@ func TestFullDiskIsSurvived(t *testing.T) {
 	n := start(t, harness.Config{Root: disk + "/r"})
 	n.Create(kube.Pods, pod("steady", "exec /app serve"))
 	was := n.WaitReady("steady")
+	n.Until("the pod to answer", 5*time.Second, func() bool { got, _ := n.Ask(was.Status.PodIP + ":8080"); return got == "steady" })
 	fill(t, disk+"/filler")
 	if _, errs, code := n.Kubectl("run", "late", "--image="+image, "--command", "--", "/app", "wait"); code == 0 {
 		event(t, n, "Failed", "late", "no space left on device")

@@ -57,6 +57,9 @@ func (l *loop) Ready() (runtime, network error) {
 	return runtime, l.net.ready()
 }
 
+// UserNamespaces reports whether pods can have user namespaces here.
+func (l *loop) UserNamespaces() bool { return l.hands.Host.UserNS }
+
 // SetPodCIDR hears what subnets the cluster gave this node, separated by commas; plugins are told, while the built-in
 // bridge has its own, set at start.
 func (l *loop) SetPodCIDR(cidr string) { l.net.setPodCIDR(cidr) }

@@ -25,7 +25,8 @@ type Hands struct {
 	Tree *cgroup.Tree
 	Host plan.Host
 
-	seccomp seccomp.Cache
+	usersErr error // why pods cannot have user namespaces here, or nil
+	seccomp  seccomp.Cache
 }
 
 // Open looks at the node and prepares the folders.
@@ -42,6 +43,8 @@ func Open(root, run string) (*Hands, error) {
 		return nil, fault.New(fault.Denied, "runtime folder: %w", err)
 	}
 	h.Host = plan.Host{CgroupV2: tree.V2(), Caps: ownCaps()}
+	h.usersErr = usersPossible(h.layers())
+	h.Host.UserNS = h.usersErr == nil
 	if !hasFilesystem("mqueue") {
 		h.Host.Absent = append(h.Host.Absent, "mqueue")
 	}

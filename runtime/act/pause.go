@@ -35,6 +35,9 @@ func (h *Hands) Pause(s *state.Sandbox) (wire.Start, error) {
 		Cgroup: h.Tree.ProcsFiles(PauseCgroup(s)), Join: map[string]string{}, New: []string{"mnt", "pid"},
 		Root: wire.Root{Path: root, Readonly: true}, Args: []string{"/pause"}, Cwd: "/", UID: 65535, GID: 65535, NoNewPrivs: true,
 	}
+	if m := users(s); m != nil { // its last id, should the pod have fewer than usual
+		init.UID, init.GID = min(init.UID, m.Size-1), min(init.GID, m.Size-1)
+	}
 	for kind, pin := range h.PinPaths(s) {
 		init.Join[nsNames[kind]] = pin
 	}

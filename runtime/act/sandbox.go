@@ -41,17 +41,29 @@ func (h *Hands) MakeSandbox(_ context.Context, s *state.Sandbox) error {
 	if !s.HostNetwork {
 		kinds = append(kinds, netns.Net, netns.UTS)
 	}
+	ids := users(s)
+	if ids != nil && h.usersErr != nil {
+		return fault.Hint(fmt.Errorf("user namespace of the pod: %w", h.usersErr), "set hostUsers: true")
+	}
 	if !s.HostIPC {
 		kinds = append(kinds, netns.IPC)
+		options := shmOptions
+		if ids != nil {
+			options = fmt.Sprintf("%s,uid=%d,gid=%d", options, ids.UID, ids.GID)
+		}
 		shm := filepath.Join(dir, "shm")
 		if err := os.Mkdir(shm, 0o711); err != nil {
 			return fmt.Errorf("sandbox folder: %w", err)
 		}
-		if err := mount.Tmpfs(shm, shmOptions, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC); err != nil {
+		if err := mount.Tmpfs(shm, options, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC); err != nil {
 			return err
 		}
 	}
-	if len(kinds) > 0 {
+	if ids != nil {
+		if err := netns.CreateOwned(h.Pins(s.ID), s.Hostname, *ids, kinds...); err != nil {
+			return err
+		}
+	} else if len(kinds) > 0 {
 		if err := netns.Create(h.Pins(s.ID), s.Hostname, kinds...); err != nil {
 			return err
 		}
@@ -116,6 +128,9 @@ func (h *Hands) PinPaths(s *state.Sandbox) map[specs.LinuxNamespaceType]string {
 	if !s.HostIPC {
 		out[specs.IPCNamespace] = filepath.Join(dir, string(netns.IPC))
 	}
+	if users(s) != nil {
+		out[specs.UserNamespace] = filepath.Join(dir, string(netns.User))
+	}
 	return out
 }
 
@@ -130,9 +145,15 @@ func (h *Hands) WriteFiles(s *state.Sandbox) error {
 	if err != nil {
 		return err
 	}
+	ids := users(s)
 	for name, text := range map[string]string{"hosts": hosts, "hostname": s.Hostname + "\n", "resolv.conf": resolv} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return fmt.Errorf("sandbox file: %w", err)
+		}
+		if ids != nil {
+			if err := os.Chown(filepath.Join(dir, name), int(ids.UID), int(ids.GID)); err != nil {
+				return fmt.Errorf("sandbox file: %w", err)
+			}
 		}
 	}
 	return nil

@@ -53,6 +53,12 @@ func (h *Hands) Start(c *state.Container, made plan.Made, base string) (wire.Sta
 		Base: base, Lower: c.Layers, Readonly: spec.Root.Readonly,
 		Upper: filepath.Join(h.Layer(c.ID), "upper"), Work: filepath.Join(h.Layer(c.ID), "work"),
 	}
+	if init.IDMap != nil {
+		init.Root.IDMap = true
+		if err := h.ownLayer(c.ID, init.IDMap); err != nil {
+			return start, err
+		}
+	}
 	init.Masked, init.Readonly = spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths
 	init.Sysctl = spec.Linux.Sysctl
 	init.New = []string{"mnt"}
@@ -86,7 +92,7 @@ func (h *Hands) Start(c *state.Container, made plan.Made, base string) (wire.Sta
 
 var nsNames = map[specs.LinuxNamespaceType]string{
 	specs.MountNamespace: "mnt", specs.PIDNamespace: "pid", specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc",
-	specs.UTSNamespace: "uts", specs.CgroupNamespace: "cgroup",
+	specs.UTSNamespace: "uts", specs.CgroupNamespace: "cgroup", specs.UserNamespace: "user",
 }
 
 // process is the part of a start that container and exec share: identity, rights, environment.
@@ -95,6 +101,9 @@ func (h *Hands) process(spec *specs.Spec, choice plan.Seccomp) (wire.Init, error
 	init := wire.Init{
 		Args: p.Args, Env: p.Env, Cwd: p.Cwd, UID: p.User.UID, GID: p.User.GID, Groups: p.User.AdditionalGids,
 		Umask: p.User.Umask, NoNewPrivs: p.NoNewPrivileges, OOMScoreAdj: p.OOMScoreAdj,
+	}
+	if l := spec.Linux; len(l.UIDMappings) > 0 && len(l.GIDMappings) > 0 {
+		init.IDMap = &wire.IDMap{UID: l.UIDMappings[0].HostID, GID: l.GIDMappings[0].HostID, Size: l.UIDMappings[0].Size}
 	}
 	if c := p.Capabilities; c != nil {
 		init.Caps = wire.Caps{Bounding: plan.CapMask(c.Bounding), Effective: plan.CapMask(c.Effective), Permitted: plan.CapMask(c.Permitted),
@@ -140,7 +149,7 @@ var mountPropagation = map[string]uintptr{
 // wireMount splits the options. A bind mount whose source is missing gets a directory, as hostPath users of other
 // runtimes rely on.
 func wireMount(m specs.Mount, base string) (wire.Mount, error) {
-	out := wire.Mount{Source: m.Source, Destination: m.Destination, Type: m.Type}
+	out := wire.Mount{Source: m.Source, Destination: m.Destination, Type: m.Type, IDMap: len(m.UIDMappings) > 0}
 	var data []string
 	for _, o := range m.Options {
 		if f, ok := mountFlags[o]; ok {

@@ -45,6 +45,7 @@ type Node interface {
 	SandboxStats(s *state.Sandbox) *cri.PodSandboxStats
 	SandboxMetrics(s *state.Sandbox) *cri.PodSandboxMetrics
 	Ready() (runtime, network error)
+	UserNamespaces() bool
 	Spec(c *state.Container) *specs.Spec
 	Namespaces(s *state.Sandbox) []specs.LinuxNamespace
 	Describe() map[string]any

@@ -18,7 +18,7 @@ func (s *Server) Status(_ context.Context, r *cri.StatusRequest) (*cri.StatusRes
 		Status: &cri.RuntimeStatus{Conditions: []*cri.RuntimeCondition{
 			condition(cri.RuntimeReady, "MonitorNotReady", runtimeErr), condition(cri.NetworkReady, "NetworkPluginNotReady", networkErr),
 		}},
-		RuntimeHandlers: []*cri.RuntimeHandler{{Name: "", Features: &cri.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}}},
+		RuntimeHandlers: []*cri.RuntimeHandler{{Name: "", Features: &cri.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: s.node.UserNamespaces()}}},
 		Features:        &cri.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
 	if r.GetVerbose() {

@@ -32,8 +32,8 @@ func Sandbox(c *cri.PodSandboxConfig, handler string) error {
 			return fault.New(fault.Invalid, "sandbox %s: namespace mode %s is not possible for %s", name, mode, what)
 		}
 	}
-	if err := userNamespace(name, opts); err != nil {
-		return err
+	if _, err := UserNamespace(opts); err != nil {
+		return wrap("sandbox "+name, err)
 	}
 	for key := range c.GetLinux().GetSysctls() {
 		if err := sysctl(key, opts); err != nil {
@@ -41,17 +41,6 @@ func Sandbox(c *cri.PodSandboxConfig, handler string) error {
 		}
 	}
 	return nil
-}
-
-func userNamespace(name string, opts *cri.NamespaceOption) error {
-	u := opts.GetUsernsOptions()
-	switch {
-	case u == nil || u.GetMode() == cri.NamespaceMode_NODE:
-		return nil
-	case u.GetMode() == cri.NamespaceMode_POD:
-		return fault.Hint(fault.New(fault.Unsupported, "%s: user namespaces are not supported yet", name), "set hostUsers: true")
-	}
-	return fault.New(fault.Invalid, "%s: user namespace mode %s is not possible", name, u.GetMode())
 }
 
 // sysctl lets through what belongs to a namespace of the sandbox. Source: Kubernetes docs, "sysctls in a cluster".
@@ -101,8 +90,8 @@ func Check(c *cri.ContainerConfig) error {
 	if len(c.GetCDIDevices()) > 0 {
 		return fault.New(fault.Unsupported, "%s: CDI device %s: CDI is not supported yet", name, c.GetCDIDevices()[0].GetName())
 	}
-	if err := userNamespace(name, sc.GetNamespaceOptions()); err != nil {
-		return err
+	if _, err := UserNamespace(sc.GetNamespaceOptions()); err != nil {
+		return wrap(name, err)
 	}
 	if _, err := chooseSeccomp(sc); err != nil {
 		return wrap(name, err)
@@ -131,8 +120,6 @@ func checkMount(m *cri.Mount) error {
 		return checkImageMount(m)
 	case !path.IsAbs(m.GetHostPath()):
 		return fault.New(fault.Invalid, "mount %s: host_path %q is not absolute", m.GetContainerPath(), m.GetHostPath())
-	case len(m.GetUidMappings())+len(m.GetGidMappings()) > 0:
-		return fault.New(fault.Unsupported, "mount %s: id-mapped mounts are not supported yet", m.GetContainerPath())
 	case len(m.GetMountOptions()) > 0:
 		return fault.New(fault.Unsupported, "mount %s: mount_options are not supported", m.GetContainerPath())
 	case m.GetRecursiveReadOnly() && !m.GetReadonly():

@@ -13,7 +13,7 @@ import (
 
 // mounts lists the standard filesystems, then what the request asks for, parents before children. A request that
 // covers a standard mount replaces it.
-func mounts(in Input) []specs.Mount {
+func mounts(in Input, users *IDMap) []specs.Mount {
 	sc := in.Config.GetLinux().GetSecurityContext()
 	privileged := sc.GetPrivileged()
 	out := []specs.Mount{
@@ -42,7 +42,7 @@ func mounts(in Input) []specs.Mount {
 			out = append(out, m)
 		}
 	}
-	wanted := requested(in.Config.GetMounts(), in.Volumes)
+	wanted := requested(in.Config.GetMounts(), in.Volumes, users)
 	out = slices.DeleteFunc(out, func(m specs.Mount) bool {
 		return slices.ContainsFunc(wanted, func(w specs.Mount) bool { return w.Destination == m.Destination })
 	})
@@ -69,10 +69,10 @@ func cgroupMounts(in Input, privileged bool) []specs.Mount {
 }
 
 // requested translates the request's mounts; the order is by depth, so that a mount never hides a later one.
-func requested(list []*cri.Mount, volumes []state.Volume) []specs.Mount {
+func requested(list []*cri.Mount, volumes []state.Volume, users *IDMap) []specs.Mount {
 	out := make([]specs.Mount, 0, len(list))
 	for _, v := range volumes {
-		out = append(out, imageVolume(v))
+		out = append(out, imageVolume(v, users))
 	}
 	for _, m := range list {
 		if m.GetImage().GetImage() != "" {
@@ -93,7 +93,11 @@ func requested(list []*cri.Mount, volumes []state.Volume) []specs.Mount {
 		case m.GetReadonly():
 			o = append(o, "ro")
 		}
-		out = append(out, specs.Mount{Destination: path.Clean(m.GetContainerPath()), Type: "bind", Source: m.GetHostPath(), Options: o})
+		mount := specs.Mount{Destination: path.Clean(m.GetContainerPath()), Type: "bind", Source: m.GetHostPath(), Options: o}
+		if len(m.GetUidMappings()) > 0 { // sameUsers has seen that they are the pod's
+			mount.UIDMappings, mount.GIDMappings = users.uids(), users.gids()
+		}
+		out = append(out, mount)
 	}
 	slices.SortStableFunc(out, func(a, b specs.Mount) int {
 		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
@@ -102,11 +106,12 @@ func requested(list []*cri.Mount, volumes []state.Volume) []specs.Mount {
 }
 
 // imageVolume mounts image layers read-only. The kernel makes an overlay of two layers or more; one is bound as it is.
-func imageVolume(v state.Volume) specs.Mount {
+func imageVolume(v state.Volume, users *IDMap) specs.Mount {
+	m := specs.Mount{Destination: v.Destination, Type: "overlay", Source: "overlay", Options: []string{"ro"}, UIDMappings: users.uids(), GIDMappings: users.gids()}
 	if len(v.Lower) == 1 {
-		return specs.Mount{Destination: v.Destination, Type: "bind", Source: v.Lower[0], Options: []string{"bind", "rprivate", "ro"}}
+		m.Type, m.Source, m.Options = "bind", v.Lower[0], []string{"bind", "rprivate", "ro"}
+		return m
 	}
-	m := specs.Mount{Destination: v.Destination, Type: "overlay", Source: "overlay", Options: []string{"ro"}}
 	for _, dir := range v.Lower {
 		m.Options = append(m.Options, LowerDir+dir)
 	}

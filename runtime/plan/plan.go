@@ -25,7 +25,7 @@ type Input struct {
 	User    state.User
 	Host    Host
 	Files   Files
-	Pins    map[specs.LinuxNamespaceType]string // namespaces of the sandbox: net, ipc, uts -> path
+	Pins    map[specs.LinuxNamespaceType]string // namespaces of the sandbox: net, ipc, uts, user -> path
 	Pid     string                              // namespace to enter for the modes POD and TARGET
 	Volumes []state.Volume                      // image volumes of Config.Mounts, found on the disk
 	Devices []specs.LinuxDevice                 // what Config.Devices names, looked up; all of /dev when privileged
@@ -35,6 +35,7 @@ type Input struct {
 // Host is what a plan must know of the node.
 type Host struct {
 	CgroupV2 bool
+	UserNS   bool     // pods may have user namespaces: the kernel, and the filesystem of the layers, can map owners
 	Caps     uint64   // capabilities this process has: none can be given that are not here
 	Cgroups  []Bind   // v1: the container's own groups, to show below /sys/fs/cgroup
 	Absent   []string // optional filesystems this kernel lacks, such as mqueue
@@ -71,6 +72,10 @@ func Container(in Input) (Made, error) {
 	if err != nil {
 		return Made{}, err
 	}
+	users, err := sameUsers(in)
+	if err != nil {
+		return Made{}, err
+	}
 	res := in.Config.GetLinux().GetResources()
 	spec := &specs.Spec{
 		Version:     specs.Version,
@@ -86,10 +91,12 @@ func Container(in Input) (Made, error) {
 			Capabilities:    caps,
 			NoNewPrivileges: sc.GetNoNewPrivs() && !sc.GetPrivileged(),
 		},
-		Mounts: mounts(in),
+		Mounts: mounts(in, users),
 		Linux: &specs.Linux{
 			CgroupsPath: in.Cgroup,
 			Namespaces:  namespaces(in),
+			UIDMappings: users.uids(),
+			GIDMappings: users.gids(),
 			Devices:     devices(in),
 			Resources:   Resources(res, in),
 			Sysctl:      ipcSysctls(in.Sandbox),
@@ -181,7 +188,7 @@ func namespaces(in Input) []specs.LinuxNamespace {
 	case cri.NamespaceMode_POD, cri.NamespaceMode_TARGET:
 		out = append(out, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: in.Pid})
 	}
-	for _, kind := range []specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace} {
+	for _, kind := range []specs.LinuxNamespaceType{specs.UserNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace} {
 		if path := in.Pins[kind]; path != "" {
 			out = append(out, specs.LinuxNamespace{Type: kind, Path: path})
 		}

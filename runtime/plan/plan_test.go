@@ -272,9 +272,12 @@ func TestRefusedContainers(t *testing.T) {
 		"relative mount": {mountOf(&cri.Mount{ContainerPath: "a", HostPath: "/a"}), fault.Invalid, "container_path"},
 		"no source":      {mountOf(&cri.Mount{ContainerPath: "/a"}), fault.Invalid, "host_path"},
 		"writable image": {mountOf(&cri.Mount{ContainerPath: "/a", Image: &cri.ImageSpec{Image: "x"}}), fault.Invalid, "must be readonly"},
-		"user namespace": {func(c *cri.ContainerConfig) {
+		"unmapped user namespace": {func(c *cri.ContainerConfig) {
 			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD}
-		}, fault.Unsupported, "user namespaces"},
+		}, fault.Invalid, "exactly one"},
+		"foreign user namespace": {func(c *cri.ContainerConfig) {
+			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = mapped(0, 65536, 65536)
+		}, fault.Invalid, "of its sandbox"},
 		"odd user namespace": {func(c *cri.ContainerConfig) {
 			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_TARGET}
 		}, fault.Invalid, "TARGET"},

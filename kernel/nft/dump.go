@@ -189,10 +189,39 @@ func (c *Conn) Chains(fam Family, table string) (map[string]int, error) {
 	return out, nil
 }
 
+// mostDumps bounds how often a set is dumped until two dumps agree.
+const mostDumps = 8
+
 // Elems gives each element of a set to each; the element's slices are valid during the call only. reset is called
-// before a repeated dump. Errors: NotFound if the set or its table is not there.
+// before a repeated dump, and every set is dumped twice at least: while the kernel resizes a set's hash table, just after
+// a large change, a dump may miss elements and does not say so (seen on 6.18).
+// Errors: NotFound if the set or its table is not there; Temporary if it changes all the time.
 func (c *Conn) Elems(fam Family, table, set string, reset func(), each func(Elem)) error {
-	err := c.get(unix.NFT_MSG_GETSETELEM, fam, true, func(r *Request) {
+	last := -1
+	for range mostDumps {
+		count := 0
+		if last >= 0 && reset != nil {
+			reset()
+		}
+		again := func() {
+			count = 0
+			if reset != nil {
+				reset()
+			}
+		}
+		if err := c.elems(fam, table, set, again, func(e Elem) { count++; each(e) }); err != nil {
+			return fmt.Errorf("nftables: dump set %s of table %s: %w", set, table, err)
+		}
+		if count == last {
+			return nil
+		}
+		last = count
+	}
+	return fault.New(fault.Temporary, "nftables: dump set %s of table %s: no two of %d dumps agree", set, table, mostDumps)
+}
+
+func (c *Conn) elems(fam Family, table, set string, reset func(), each func(Elem)) error {
+	return c.get(unix.NFT_MSG_GETSETELEM, fam, true, func(r *Request) {
 		r.str(unix.NFTA_SET_ELEM_LIST_TABLE, table)
 		r.str(unix.NFTA_SET_ELEM_LIST_SET, set)
 	}, reset, func(b []byte) {
@@ -202,10 +231,6 @@ func (c *Conn) Elems(fam Family, table, set string, reset func(), each func(Elem
 			}
 		})
 	})
-	if err != nil {
-		return fmt.Errorf("nftables: dump set %s of table %s: %w", set, table, err)
-	}
-	return nil
 }
 
 func decodeElem(b []byte) Elem {

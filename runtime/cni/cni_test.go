@@ -60,7 +60,7 @@ func newLab(t *testing.T) *lab {
 		}
 	}
 	l.conf = Config{ConfDir: filepath.Join(l.dir, "net.d"), BinDirs: []string{filepath.Join(l.dir, "bin")},
-		State: filepath.Join(l.dir, "state"), AddLimit: 500 * time.Millisecond, DelLimit: 500 * time.Millisecond}
+		State: filepath.Join(l.dir, "state"), AddLimit: 4 * time.Second, DelLimit: 4 * time.Second}
 	l.install("fake")
 	return l
 }

@@ -432,13 +432,9 @@ func (l *launch) follow(conn *wire.Conn) error {
 	_ = conn.SetWriteDeadline(deadline)
 	_ = conn.SetReadDeadline(deadline)
 	order := inside.Request{Init: l.req.Init, Terminal: l.req.Terminal, Enter: l.enter != nil, Keyring: ring, User: l.user}
-	if err := conn.Send(order); err != nil {
-		return fmt.Errorf("init of %s: %w", l.req.ID, err)
-	}
-	if l.user { // for the life inside the user namespace
-		if err := conn.Send(order); err != nil {
-			return fmt.Errorf("init of %s: %w", l.req.ID, err)
-		}
+	unsent := conn.Send(order)
+	if l.user && unsent == nil { // again, for the life inside the user namespace
+		unsent = conn.Send(order)
 	}
 	ready := false
 	for {
@@ -449,7 +445,10 @@ func (l *launch) follow(conn *wire.Conn) error {
 			if ready {
 				return nil
 			}
-			return fault.Hint(fault.New(fault.Unknown, "init of %s died before it ran the program", l.req.ID), "is its memory or pids limit too small?")
+			if unsent != nil && !errors.Is(unsent, unix.EPIPE) { // else it has ended, and said before why if it could
+				return fmt.Errorf("init of %s: %w", l.req.ID, unsent)
+			}
+			return fault.Hint(fault.New(fault.Unknown, "init of %s died before it ran the program%s", l.req.ID, l.fate()), "is its memory or pids limit too small?")
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return fault.New(fault.Temporary, "init of %s took longer than %v, probably in a mount that does not answer", l.req.ID, initLimit)
 		case err != nil:
@@ -465,12 +464,33 @@ func (l *launch) follow(conn *wire.Conn) error {
 			if err := l.follows(fds); err != nil {
 				return err
 			}
+			if err := conn.Send(inside.Seen{}); err != nil {
+				return fmt.Errorf("init of %s: %w", l.req.ID, err)
+			}
 		case r.Warning != "":
 			l.warns = append(l.warns, r.Warning)
 		case r.Ready:
 			ready = true
 		}
 	}
+}
+
+// fate tells how an init has ended, as far as the reaper saw it.
+func (l *launch) fate() string {
+	if done, err := pidfd.Exited(l.proc.pidfd); err != nil || !done {
+		return ""
+	}
+	l.m.reap()
+	l.m.mu.Lock()
+	st, ok := l.m.early[l.proc.info.Pid]
+	l.m.mu.Unlock()
+	switch {
+	case !ok:
+		return ""
+	case st.Signaled():
+		return fmt.Sprintf(": signal %d (%s)", st.Signal(), st.Signal())
+	}
+	return fmt.Sprintf(": exit code %d", st.ExitStatus())
 }
 
 // follows takes the process that went on in init's place: it is our child too.

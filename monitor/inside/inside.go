@@ -46,9 +46,12 @@ type Report struct {
 	Error   *wire.Error `json:",omitempty"`
 	Warning string      `json:",omitempty"`
 	Pty     bool        `json:",omitempty"` // the frame carries the terminal's master
-	Self    bool        `json:",omitempty"` // the frame carries the pidfd of the process that went on in another's place
+	Self    bool        `json:",omitempty"` // the frame carries the pidfd of the process that went on in another's place, and waits for Seen
 	Ready   bool        `json:",omitempty"`
 }
+
+// Seen answers a Report that init waits with.
+type Seen struct{}
 
 func init() {
 	// Credentials, namespaces and filters belong to threads; only the main one may execve without surprise to /proc.

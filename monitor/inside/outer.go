@@ -235,11 +235,11 @@ func (s *setup) become() error {
 		return fmt.Errorf("unshare fs: %w", err)
 	}
 	args := []string{"worknode-monitor", Arg}
-	for _, fd := range append(s.trees, s.nodes...) {
+	pass := slices.Concat([]int{self, e.Namespaces}, s.trees, s.nodes)
+	for _, fd := range pass {
 		args = append(args, strconv.Itoa(fd))
 	}
-	keep := append([]int{SocketFd, self, e.Namespaces}, append(s.trees, s.nodes...)...)
-	for _, fd := range keep {
+	for _, fd := range append(pass, SocketFd) {
 		if fd >= 0 {
 			if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
 				return fmt.Errorf("descriptor %d: %w", fd, err)
@@ -268,13 +268,18 @@ func failure(stage, text string) (frame []byte, at int) {
 	return frame, at
 }
 
-// take reads the arguments of an inner life: descriptors of the root, of each mount, of each device.
+// take reads the arguments of an inner life: two descriptors that were the stub's, then those of the root, of each
+// mount, of each device. The stub's are closed one by one: a sweep would take the Go runtime's own along.
 func (s *setup) take(args []string) (string, error) {
 	if s.inner = os.Getenv(innerEnv) != ""; !s.inner {
 		return "", nil
 	}
-	if s.req.Enter {
-		args = nil
+	want := 2
+	if !s.req.Enter {
+		want = 3 + len(s.Mounts) + len(s.Devices)
+	}
+	if len(args) != want {
+		return "protocol", fmt.Errorf("%d descriptors for %d mounts and %d devices", len(args), len(s.Mounts), len(s.Devices))
 	}
 	fds := make([]int, len(args))
 	for i, a := range args {
@@ -284,34 +289,12 @@ func (s *setup) take(args []string) (string, error) {
 		}
 		fds[i] = n
 	}
-	if err := closeOthers(fds); err != nil || s.req.Enter {
-		return "protocol", err
+	unix.Close(fds[0])
+	unix.Close(fds[1])
+	if !s.req.Enter {
+		s.trees, s.nodes = fds[2:3+len(s.Mounts)], fds[3+len(s.Mounts):]
 	}
-	if len(fds) != 1+len(s.Mounts)+len(s.Devices) {
-		return "protocol", fmt.Errorf("%d descriptors for %d mounts and %d devices", len(fds), len(s.Mounts), len(s.Devices))
-	}
-	s.trees, s.nodes = fds[:1+len(s.Mounts)], fds[1+len(s.Mounts):]
 	return "", nil
-}
-
-// closeOthers closes what the stub needed and everything else above the socket but keep.
-func closeOthers(keep []int) error {
-	from := uint(SocketFd + 1)
-	for _, fd := range slices.Sorted(slices.Values(keep)) {
-		if fd < int(from) {
-			continue
-		}
-		if uint(fd) > from {
-			if err := unix.CloseRange(from, uint(fd)-1, 0); err != nil {
-				return fmt.Errorf("close_range: %w", err)
-			}
-		}
-		from = uint(fd) + 1
-	}
-	if err := unix.CloseRange(from, ^uint(0), 0); err != nil {
-		return fmt.Errorf("close_range: %w", err)
-	}
-	return nil
 }
 
 // replace tells the monitor who goes on: this process has the outer one's parent, and nobody saw it come.
@@ -324,7 +307,11 @@ func (s *setup) replace() error {
 		return err
 	}
 	defer self.Close()
-	return report(Report{Self: true}, int(self.Fd()))
+	if err := report(Report{Self: true}, int(self.Fd())); err != nil {
+		return err
+	}
+	var seen Seen // else we could end, and be reaped, before anybody knows our number
+	return read(&seen)
 }
 
 // attachRoot makes the root that was prepared outside the one of this mount namespace, and fills it.

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -54,6 +53,7 @@ type suite struct {
 	raw      bytes.Buffer // what it printed
 	code     int          // -1: it did not end
 	broken   string       // why it could not be compiled
+	at, idle float64      // seconds since boot when it ended, and of those how many the two CPUs were idle
 }
 
 func TestCgroupV2(t *testing.T) {
@@ -67,12 +67,18 @@ func TestCgroupV2(t *testing.T) {
 	bare := &suite{pkg: "bare", name: "bare", code: -1}
 	log := boot(t, dir, append([]*suite{bare}, suites...))
 	t.Run("preflight", func(t *testing.T) { preflight(t, bare) })
+	before := bare
 	for _, s := range suites {
 		t.Run(s.pkg, func(t *testing.T) {
 			for _, name := range s.skip {
 				t.Run(name, func(t *testing.T) { t.Skip(excluded[s.pkg+"."+name]) })
 			}
 			s.report(t, log)
+			if s.code == -1 {
+				return
+			}
+			t.Logf("%.0f seconds, the CPUs %.0f%% idle", s.at-before.at, (s.idle-before.idle)/(s.at-before.at)/2*100)
+			before = s
 		})
 	}
 }
@@ -217,8 +223,8 @@ lacking cgroups umount /sys/fs/cgroup
 mv /root/modules $modules
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 /sbin/load-modules
-echo %q
-`, slow, begin+"bare", end+"0")
+echo "%s0 $(cat /proc/uptime)"
+`, slow, begin+"bare", end)
 	for _, s := range suites {
 		if s.broken != "" {
 			continue
@@ -230,7 +236,7 @@ echo %q
 		if _, run, ok := strings.Cut(*only, ":"); ok {
 			choice += " -test.run='" + run + "'"
 		}
-		fmt.Fprintf(&b, "echo %q; cd /suites/%s; ./run.test -test.v=test2json -test.timeout=10m%s 2>&1; code=$?; echo; echo %q$code; rm run.test\n",
+		fmt.Fprintf(&b, "echo %q; cd /suites/%s; ./run.test -test.v=test2json -test.timeout=10m%s 2>&1; code=$?; echo; echo %q$code $(cat /proc/uptime); rm run.test\n",
 			begin+s.name, s.name, choice, end)
 	}
 	return b.String() + "exit 0\n"
@@ -282,8 +288,8 @@ func boot(t *testing.T, dir string, suites []*suite) string {
 				}
 			}
 		case strings.HasPrefix(line, end) && now != nil:
-			if code, err := strconv.Atoi(line[len(end):]); err == nil {
-				now.code = code
+			if n, err := fmt.Sscan(line[len(end):], &now.code, &now.at, &now.idle); n == 0 {
+				t.Errorf("%q: %v", line, err)
 			}
 			now = nil
 		case now != nil:

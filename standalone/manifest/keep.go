@@ -24,6 +24,7 @@ import (
 
 	"worknode/standalone/api"
 	"worknode/standalone/store"
+	"worknode/strict"
 )
 
 const (
@@ -277,7 +278,7 @@ func (d document) line(err error) int {
 	var status apierrors.APIStatus
 	if errors.As(err, &status) && status.Status().Details != nil {
 		for _, cause := range status.Status().Details.Causes {
-			if l := linesOf([]byte(d.text)).find(cause.Field); l > 0 {
+			if l := strict.LinesOf([]byte(d.text)).Find(cause.Field); l > 0 {
 				return d.at.line + l - 1
 			}
 		}

@@ -19,8 +19,8 @@ import (
 func TestProblemsNameFileDocumentLineAndField(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  contaners: []\n", `f.yaml: document 1, line 5: Pod: unknown field "spec.contaners"`},
-		{"# first\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\ndata:\n  n: 1\n", `f.yaml: document 2, line 10: ConfigMap data: it is a number`},
-		{"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  containers:\n  - name: a\n    image: x\n    ports:\n    - containerPort: eighty\n", `f.yaml: document 1, line 9: Pod spec.containers.ports.containerPort: it is a string, want int32`},
+		{"# first\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\ndata:\n  n: 1\n", `f.yaml: document 2, line 10: ConfigMap: data: it is a number`},
+		{"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec:\n  containers:\n  - name: a\n    image: x\n    ports:\n    - containerPort: eighty\n", `f.yaml: document 1, line 9: Pod: spec.containers.ports.containerPort: it is a string, want int32`},
 		{"apiVersion: v1\nkind: [\n", "f.yaml: document 1, line "},
 		{"apiVersion: v1\nkind: Pot\nmetadata: {name: a}\n", "f.yaml: document 1, line 2: this node knows no kind Pot of v1"},
 		{"kind: Pod\n", "f.yaml: document 1, line 1: apiVersion and kind are missing"},

@@ -8,17 +8,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
-	yamlv3 "go.yaml.in/yaml/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	kjson "sigs.k8s.io/json"
-	"sigs.k8s.io/yaml"
 
 	"worknode/standalone/store"
+	"worknode/strict"
 )
 
 // document is one object as a file declares it.
@@ -152,28 +149,18 @@ func hasContent(text []byte) bool {
 	return false
 }
 
-var yamlLine = regexp.MustCompile(`line (\d+)`)
-
 // parse checks one document strictly against its kind; a List gives its items.
 func parse(text []byte, at place) ([]document, []Problem) {
 	problem := func(line int, err error) []Problem { return []Problem{{at.file, at.n, line, err}} }
-	raw, err := yaml.YAMLToJSONStrict(text)
+	config, err := strict.Parse(text)
 	if err != nil {
 		line := at.line
-		said := err.Error()
-		if m := yamlLine.FindStringSubmatch(said); m != nil {
-			if n, err := strconv.Atoi(m[1]); err == nil {
-				line = at.line + n - 1
-				said = strings.Replace(said, m[0]+": ", "", 1)
-			}
+		if e := new(strict.Error); errors.As(err, &e) && e.Line > 0 {
+			line = at.line + e.Line - 1
 		}
-		return nil, problem(line, errors.New(strings.TrimPrefix(strings.TrimPrefix(said, "error converting YAML to JSON: "), "yaml: ")))
+		return nil, problem(line, err)
 	}
-	var config map[string]any
-	if err := kjson.UnmarshalCaseSensitivePreserveInts(raw, &config); err != nil {
-		return nil, problem(at.line, errors.New("this is not an object with fields"))
-	}
-	lines := linesOf(text)
+	lines := strict.LinesOf(text)
 	if config["kind"] == "List" {
 		return items(config, at, lines)
 	}
@@ -186,7 +173,7 @@ func parse(text []byte, at place) ([]document, []Problem) {
 }
 
 // items takes the objects out of a List; a bad one does not spoil the others.
-func items(config map[string]any, at place, lines locator) (docs []document, problems []Problem) {
+func items(config map[string]any, at place, lines strict.Lines) (docs []document, problems []Problem) {
 	list, _ := config["items"].([]any)
 	for i, item := range list {
 		one, ok := item.(map[string]any)
@@ -194,7 +181,7 @@ func items(config map[string]any, at place, lines locator) (docs []document, pro
 			problems = append(problems, Problem{at.file, at.n, at.line, fmt.Errorf("items[%d] is not an object", i)})
 			continue
 		}
-		d, line, err := check(one, at, lines.below("items", i))
+		d, line, err := check(one, at, lines.Below("items", i))
 		if err != nil {
 			problems = append(problems, Problem{at.file, at.n, line, fmt.Errorf("items[%d]: %w", i, err)})
 			continue
@@ -207,9 +194,9 @@ func items(config map[string]any, at place, lines locator) (docs []document, pro
 }
 
 // check decodes a configuration strictly into its type. On an error it tells the line in the file.
-func check(config map[string]any, at place, lines locator) (document, int, error) {
+func check(config map[string]any, at place, lines strict.Lines) (document, int, error) {
 	blame := func(path string) int {
-		if l := lines.find(path); l > 0 {
+		if l := lines.Find(path); l > 0 {
 			return at.line + l - 1
 		}
 		return at.line
@@ -223,22 +210,13 @@ func check(config map[string]any, at place, lines locator) (document, int, error
 	if r == nil {
 		return document{}, blame("kind"), fmt.Errorf("this node knows no kind %s of %s (it knows %s)", kind, apiVersion, kinds())
 	}
-	raw, err := json.Marshal(config)
-	if err != nil {
-		return document{}, at.line, err
-	}
 	obj := r.New()
-	complaints, err := kjson.UnmarshalStrict(raw, obj)
-	if err != nil {
-		field := typeErrorField(err)
-		return document{}, blame(field), fmt.Errorf("%s %s: %w", kind, field, plain(err))
-	}
-	if len(complaints) > 0 {
-		var texts []string
-		for _, c := range complaints {
-			texts = append(texts, c.Error())
+	if err := strict.Into(config, obj); err != nil {
+		line := at.line
+		if e := new(strict.Error); errors.As(err, &e) {
+			line = blame(e.Field)
 		}
-		return document{}, blame(quoted(texts[0])), fmt.Errorf("%s: %s", kind, strings.Join(texts, ", "))
+		return document{}, line, fmt.Errorf("%s: %w", kind, err)
 	}
 	if obj.GetName() == "" {
 		return document{}, blame("metadata"), fmt.Errorf("%s: metadata.name is missing", kind)
@@ -258,98 +236,4 @@ func kinds() string {
 		names = append(names, r.Kind)
 	}
 	return strings.Join(names, ", ")
-}
-
-var (
-	typeError = regexp.MustCompile(`into Go (?:struct field|value) \S*?\.(\S+) of type`)
-	inQuotes  = regexp.MustCompile(`"([^"]*)"`)
-)
-
-// typeErrorField is the path that a JSON type error blames.
-func typeErrorField(err error) string {
-	if m := typeError.FindStringSubmatch(err.Error()); m != nil {
-		return m[1]
-	}
-	return ""
-}
-
-// plain says a type error without Go's words.
-func plain(err error) error {
-	text := strings.TrimPrefix(err.Error(), "json: ")
-	text = regexp.MustCompile(`cannot unmarshal (\S+) into Go struct field \S+ of type (\S+)`).ReplaceAllString(text, "it is a $1, want $2")
-	return errors.New(text)
-}
-
-func quoted(text string) string {
-	if m := inQuotes.FindStringSubmatch(text); m != nil {
-		return m[1]
-	}
-	return ""
-}
-
-// locator finds the line of a field in a YAML text; the zero value knows nothing.
-type locator struct{ node *yamlv3.Node }
-
-func linesOf(text []byte) locator {
-	var doc yamlv3.Node
-	if yamlv3.Unmarshal(text, &doc) != nil || len(doc.Content) == 0 {
-		return locator{}
-	}
-	return locator{doc.Content[0]}
-}
-
-// below descends to element i of the list in a field.
-func (l locator) below(field string, i int) locator {
-	if _, list := lookup(l.node, field); list != nil && list.Kind == yamlv3.SequenceNode && i < len(list.Content) {
-		return locator{list.Content[i]}
-	}
-	return locator{}
-}
-
-// find returns the line of a path such as spec.containers[0].ports.containerPort; lists without an index are searched.
-func (l locator) find(path string) int {
-	if l.node == nil || path == "" {
-		return 0
-	}
-	return walk(l.node, strings.FieldsFunc(path, func(r rune) bool { return r == '.' || r == '[' || r == ']' }))
-}
-
-func walk(n *yamlv3.Node, path []string) int {
-	if n.Kind == yamlv3.SequenceNode {
-		if i, err := strconv.Atoi(path[0]); err == nil {
-			if i >= len(n.Content) {
-				return 0
-			}
-			if len(path) == 1 {
-				return n.Content[i].Line
-			}
-			return walk(n.Content[i], path[1:])
-		}
-		for _, e := range n.Content {
-			if line := walk(e, path); line > 0 {
-				return line
-			}
-		}
-		return 0
-	}
-	key, value := lookup(n, path[0])
-	if key == nil {
-		return 0
-	}
-	if len(path) > 1 {
-		return walk(value, path[1:])
-	}
-	return key.Line
-}
-
-func lookup(n *yamlv3.Node, field string) (key, value *yamlv3.Node) {
-	if n == nil || n.Kind != yamlv3.MappingNode {
-		return nil, nil
-	}
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		if n.Content[i].Value == field {
-			return n.Content[i], n.Content[i+1]
-		}
-	}
-	return nil, nil
 }

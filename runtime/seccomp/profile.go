@@ -1,3 +1,5 @@
+// Package seccomp chooses the profile of a container (Moby's default, or a file in the OCI form or in Moby's form, which
+// carries conditions on capabilities, architecture and kernel), has it compiled, and keeps the program by hash.
 package seccomp
 
 import (
@@ -9,6 +11,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"worknode/fault"
+	"worknode/kernel/seccomp"
 )
 
 // maxKept bounds the compiled programs kept; a node uses a handful. Each is about two kilobytes.
@@ -20,27 +23,27 @@ const maxProfile = 1 << 20
 // Cache compiles profiles and keeps the programs. The zero value is ready.
 type Cache struct {
 	mu   sync.Mutex
-	kept map[[32]byte]Program
+	kept map[[32]byte]seccomp.Program
 }
 
 // Default is the RuntimeDefault profile for a container with these bounding capabilities (CAP_* names).
 // It is Moby's: see github.com/moby/profiles/seccomp for what it blocks and why.
-func (c *Cache) Default(caps []string) (Program, error) {
+func (c *Cache) Default(caps []string) (seccomp.Program, error) {
 	return c.get("default", nil, caps, profiles.GetDefaultProfile)
 }
 
 // Load is the program of a profile file's content, in the OCI form or with Moby's conditions.
 // Errors: Invalid for what is no profile; Unsupported for actions and flags we lack.
-func (c *Cache) Load(content []byte, caps []string) (Program, error) {
+func (c *Cache) Load(content []byte, caps []string) (seccomp.Program, error) {
 	if len(content) > maxProfile {
-		return Program{}, fault.New(fault.Invalid, "seccomp profile: %d bytes, the limit is %d", len(content), maxProfile)
+		return seccomp.Program{}, fault.New(fault.Invalid, "seccomp profile: %d bytes, the limit is %d", len(content), maxProfile)
 	}
 	return c.get("load", content, caps, func(s *specs.Spec) (*specs.LinuxSeccomp, error) {
 		return profiles.LoadProfile(string(content), s)
 	})
 }
 
-func (c *Cache) get(kind string, content []byte, caps []string, build func(*specs.Spec) (*specs.LinuxSeccomp, error)) (Program, error) {
+func (c *Cache) get(kind string, content []byte, caps []string, build func(*specs.Spec) (*specs.LinuxSeccomp, error)) (seccomp.Program, error) {
 	h := sha256.New()
 	h.Write([]byte(kind + "\x00" + strings.Join(caps, ",") + "\x00"))
 	h.Write(content)
@@ -53,17 +56,17 @@ func (c *Cache) get(kind string, content []byte, caps []string, build func(*spec
 	}
 	profile, err := build(&specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps}}})
 	if err != nil {
-		return Program{}, fault.New(fault.Invalid, "seccomp profile: %w", err)
+		return seccomp.Program{}, fault.New(fault.Invalid, "seccomp profile: %w", err)
 	}
 	if profile == nil {
-		return Program{}, nil // an empty profile filters nothing
+		return seccomp.Program{}, nil // an empty profile filters nothing
 	}
-	p, err := compile(profile)
+	p, err := seccomp.Compile(profile)
 	if err != nil {
-		return Program{}, err
+		return seccomp.Program{}, err
 	}
 	if c.kept == nil || len(c.kept) >= maxKept {
-		c.kept = map[[32]byte]Program{}
+		c.kept = map[[32]byte]seccomp.Program{}
 	}
 	c.kept[key] = p
 	return p, nil

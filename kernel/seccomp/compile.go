@@ -67,13 +67,14 @@ type Program struct {
 	Flags  uint32 // SECCOMP_FILTER_FLAG_*
 }
 
-// compile builds the filter of a profile.
+// Compile builds the filter of a profile. What a filter of this build answers is in Actions, Operators and Flags.
 //
 // Calls that an architecture of the profile knows follow its rules: the first rule whose conditions all hold, else the
 // default. Names no architecture knows are skipped, so a profile may name calls newer than our tables. Calls newer than
 // any that the profile names answer ENOSYS where the default would answer another error: a C library then falls back to
 // the older call, while EPERM would look like a refusal. Calls of an architecture the profile leaves out kill the process.
-func compile(p *specs.LinuxSeccomp) (Program, error) {
+// Errors: Invalid for what is no profile; Unsupported for user notification and flags we lack.
+func Compile(p *specs.LinuxSeccomp) (Program, error) {
 	if p.ListenerPath != "" {
 		return Program{}, fault.New(fault.Unsupported, "seccomp profile: listenerPath (user notification) is not supported")
 	}
@@ -209,4 +210,29 @@ func flagBits(names []specs.LinuxSeccompFlag) (bits uint32, err error) {
 		}
 	}
 	return bits, nil
+}
+
+// Actions, Operators, Flags and Archs are what a profile may use, by the names that it uses.
+func Actions() []string {
+	return []string{string(specs.ActKill), string(specs.ActKillThread), string(specs.ActKillProcess), string(specs.ActTrap),
+		string(specs.ActErrno), string(specs.ActTrace), string(specs.ActAllow), string(specs.ActLog)}
+}
+
+// Operators compare an argument: see Actions.
+func Operators() []string {
+	return []string{string(specs.OpNotEqual), string(specs.OpLessThan), string(specs.OpLessEqual), string(specs.OpEqualTo),
+		string(specs.OpGreaterEqual), string(specs.OpGreaterThan), string(specs.OpMaskedEqual)}
+}
+
+// Flags are those of seccomp(2): see Actions.
+func Flags() []string {
+	return []string{"SECCOMP_FILTER_FLAG_TSYNC", string(specs.LinuxSeccompFlagLog), string(specs.LinuxSeccompFlagSpecAllow)}
+}
+
+// Archs are the architectures whose calls this build knows: see Actions.
+func Archs() (out []string) {
+	for _, m := range machines {
+		out = append(out, m.name)
+	}
+	return out
 }

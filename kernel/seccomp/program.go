@@ -1,6 +1,6 @@
-// Package seccomp turns profiles (the OCI form, and the extended JSON form that carries conditions on capabilities,
-// architecture and kernel) into BPF programs ready for seccomp(2). Profiles are compiled once and kept by hash.
-// It loads nothing into the kernel: the monitor's init does.
+// Package seccomp compiles profiles in their OCI form into BPF programs ready for seccomp(2). It loads nothing into the
+// kernel and reads no file: a process that starts a workload does.
+// Source: OCI runtime spec, config-linux.md, "Seccomp"; seccomp(2).
 package seccomp
 
 import (

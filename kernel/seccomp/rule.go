@@ -24,7 +24,7 @@ func conditions(call *specs.LinuxSyscall) ([][]specs.LinuxSeccompArg, error) {
 		if a.Index > 5 {
 			return nil, fault.New(fault.Invalid, "seccomp profile: %v has no argument %d", call.Names, a.Index)
 		}
-		if _, ok := holds[a.Op]; !ok {
+		if _, _, _, known := holds(a.Op); !known {
 			return nil, fault.New(fault.Invalid, "seccomp profile: operator %q is unknown", a.Op)
 		}
 		repeated = repeated || seen[a.Index]
@@ -104,14 +104,23 @@ func guarded(r rule) []ins {
 }
 
 // holds says how an operator is built: on which of "greater", "equal" and "less" of the 64-bit comparison it holds.
-var holds = map[specs.LinuxSeccompOperator]struct{ greater, equal, less bool }{
-	specs.OpNotEqual:     {true, false, true},
-	specs.OpLessThan:     {false, false, true},
-	specs.OpLessEqual:    {false, true, true},
-	specs.OpEqualTo:      {false, true, false},
-	specs.OpGreaterEqual: {true, true, false},
-	specs.OpGreaterThan:  {true, false, false},
-	specs.OpMaskedEqual:  {false, true, false},
+// A function and not a map, as a map is built at the start of every process that shares our binary.
+func holds(op specs.LinuxSeccompOperator) (greater, equal, less, known bool) {
+	switch op {
+	case specs.OpNotEqual:
+		return true, false, true, true
+	case specs.OpLessThan:
+		return false, false, true, true
+	case specs.OpLessEqual:
+		return false, true, true, true
+	case specs.OpEqualTo, specs.OpMaskedEqual:
+		return false, true, false, true
+	case specs.OpGreaterEqual:
+		return true, true, false, true
+	case specs.OpGreaterThan:
+		return true, false, false, true
+	}
+	return false, false, false, false
 }
 
 // compare checks one argument, unsigned and in 64 bits: high word first, low word if the high words are equal.
@@ -122,17 +131,17 @@ func compare(c specs.LinuxSeccompArg, beyond uint8) []ins {
 	if c.Op == specs.OpMaskedEqual {
 		value, mask = c.ValueTwo, c.Value // the profile's value is the mask, valueTwo what must remain
 	}
-	when := holds[c.Op]
+	greater, equal, less, _ := holds(c.Op)
 	low := []ins{{code: loadWord, k: at}}
 	if uint32(mask) != ^uint32(0) {
 		low = append(low, ins{code: andWith, k: uint32(mask)})
 	}
-	low = append(low, decide(uint32(value), when.greater, when.equal, when.less, beyond)...)
+	low = append(low, decide(uint32(value), greater, equal, less, beyond)...)
 	high := []ins{{code: loadWord, k: at + 4}}
 	if uint32(mask>>32) != ^uint32(0) {
 		high = append(high, ins{code: andWith, k: uint32(mask >> 32)})
 	}
-	high = append(high, highWord(uint32(value>>32), when.greater, when.less, uint8(len(low)), beyond)...)
+	high = append(high, highWord(uint32(value>>32), greater, less, uint8(len(low)), beyond)...)
 	return append(high, low...)
 }
 

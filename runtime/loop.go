@@ -17,6 +17,7 @@ import (
 	"worknode/runtime/act"
 	"worknode/runtime/api"
 	"worknode/runtime/image"
+	"worknode/runtime/metrics"
 	"worknode/runtime/plan"
 	"worknode/runtime/registry"
 	"worknode/runtime/state"
@@ -44,6 +45,7 @@ type loop struct {
 	locks    locks
 	once     singleflight.Group
 	sizes    act.Written
+	counts   metrics.Own
 
 	mu    sync.Mutex
 	lives map[string]*life // containers that may still exit

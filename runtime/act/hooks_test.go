@@ -41,7 +41,7 @@ func TestEndBundle(t *testing.T) {
 	h := &Hands{Run: t.TempDir()}
 	out := filepath.Join(t.TempDir(), "out")
 	say := func(script string) specs.Hook {
-		return specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", script + " >>" + out}}
+		return specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "exec >>" + out + "; " + script}}
 	}
 	spec := &specs.Spec{Hooks: &specs.Hooks{Poststop: []specs.Hook{say("cat"), say("echo; exit 9"), say("test -f config.json && echo last")}}}
 	if _, err := h.hooks("id", spec); err != nil {

@@ -50,9 +50,8 @@ func (s *Store) pins(name string) bool {
 
 // Pin names images that are to be kept by whoever cleans up (CRI Image.pinned). A pattern is an image's name, short or
 // full, or a full name with the wildcards of path.Match: registry.example/base/*.
-// They take the place of those named before. Errors: Invalid names the pattern, and the old ones hold.
+// Errors: Invalid names the pattern. Call it before the store is shared.
 func (s *Store) Pin(patterns []string) error {
-	var pinned []string
 	for _, p := range patterns {
 		if !strings.ContainsAny(p, "*?[") {
 			full, err := normal(p)
@@ -63,11 +62,8 @@ func (s *Store) Pin(patterns []string) error {
 		} else if _, err := path.Match(p, ""); err != nil {
 			return fault.New(fault.Invalid, "pinned image %q: %w", p, err)
 		}
-		pinned = append(pinned, p)
+		s.pinned = append(s.pinned, p)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.pinned = pinned
 	return nil
 }
 

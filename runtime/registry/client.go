@@ -14,7 +14,6 @@ import (
 	"context"
 	"log/slog"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -65,29 +64,20 @@ type Options struct {
 	Agent     string   // User-Agent
 	// Stall is how long a pull may go on without a byte, connection attempts included; zero: a minute.
 	Stall time.Duration
-	// Read hears of the bytes of layers that came, as they come; nil: nobody does.
-	Read func(n int)
 }
 
 // DefaultCertsDirs are the folders that other runtimes read, too.
 const DefaultCertsDirs = "/etc/containerd/certs.d:/etc/docker/certs.d"
 
 // Client makes pulls. It keeps nothing between them: hosts.toml is read anew each time, connections end with their pull.
-type Client struct{ opt atomic.Pointer[Options] }
+type Client struct{ opt Options }
 
 // New returns a client; it needs no closing.
 func New(opt Options) *Client {
-	c := &Client{}
-	c.Set(opt)
-	return c
-}
-
-// Set gives the client other options, for pulls that begin from now on.
-func (c *Client) Set(opt Options) {
 	if opt.Stall <= 0 {
 		opt.Stall = time.Minute
 	}
-	c.opt.Store(&opt)
+	return &Client{opt}
 }
 
 // Repository is one image's repository, during one pull. Its methods may be called from several goroutines.
@@ -101,14 +91,13 @@ type Repository struct {
 // Open prepares a pull: it reads the configuration, and contacts nobody.
 // Errors: Invalid names the file at fault. The caller closes the repository.
 func (c *Client) Open(ref Ref, login Credentials) (*Repository, error) {
-	opt := *c.opt.Load()
-	list, err := endpoints(opt.CertsDirs, ref.Registry)
+	list, err := endpoints(c.opt.CertsDirs, ref.Registry)
 	if err != nil {
 		return nil, err
 	}
-	r := &Repository{ref: ref, opt: opt, login: login}
+	r := &Repository{ref: ref, opt: c.opt, login: login}
 	for _, e := range list {
-		h, err := newHost(e, opt)
+		h, err := newHost(e, c.opt)
 		if err != nil {
 			return nil, err
 		}

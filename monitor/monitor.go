@@ -43,6 +43,8 @@ type Monitor struct {
 	pidNS int    // descriptor of the monitor's own pid namespace
 	tasks *task.Group
 
+	reaping sync.Mutex // taken before mu
+
 	mu       sync.Mutex
 	procs    map[string]*process
 	pids     map[int]*process

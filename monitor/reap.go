@@ -17,6 +17,8 @@ import (
 // reap collects every child that has ended. It is the only place that waits: whoever else did would take others' exit
 // codes. Orphans of containers land here too, as the monitor is their subreaper; they are unknown and ignored.
 func (m *Monitor) reap() {
+	m.reaping.Lock() // who has looked knows all that ended before
+	defer m.reaping.Unlock()
 	for {
 		var st unix.WaitStatus
 		pid, err := unix.Wait4(-1, &st, unix.WNOHANG|unix.WALL, nil)

@@ -96,14 +96,21 @@ func (l *launch) run(fds []int) (err error) {
 	}
 	if err == nil {
 		l.proc.startCopying()
-		l.m.register(l.proc)
-		return nil
+		if err = l.poststart(); err == nil {
+			l.m.register(l.proc)
+			return nil
+		}
+		_ = pidfd.Signal(l.proc.pidfd, unix.SIGKILL)
 	}
 	l.m.mu.Lock()
 	delete(l.m.procs, id)
 	l.m.started()
 	l.m.mu.Unlock()
-	l.proc.release()
+	if l.proc.drained == nil {
+		l.proc.release()
+	} else { // a process beside the killed one may hold the output open until the caller has killed that, too
+		l.m.tasks.Go("release "+id, func(context.Context) { l.proc.release() })
+	}
 	if l.ptyFd != nil {
 		l.ptyFd.Close()
 	}
@@ -428,10 +435,10 @@ func (l *launch) follow(conn *wire.Conn) error {
 	if l.req.Join != "" {
 		ring = l.req.Join
 	}
-	deadline := time.Now().Add(initLimit)
+	deadline := time.Now().Add(initLimit + l.req.Hooks.Limit())
 	_ = conn.SetWriteDeadline(deadline)
 	_ = conn.SetReadDeadline(deadline)
-	order := inside.Request{Init: l.req.Init, Terminal: l.req.Terminal, Enter: l.enter != nil, Keyring: ring, User: l.user}
+	order := inside.Request{Init: l.req.Init, Terminal: l.req.Terminal, Enter: l.enter != nil, Keyring: ring, User: l.user, Hooks: l.req.Hooks}
 	unsent := conn.Send(order)
 	if l.user && unsent == nil { // again, for the life inside the user namespace
 		unsent = conn.Send(order)
@@ -462,6 +469,13 @@ func (l *launch) follow(conn *wire.Conn) error {
 			}
 		case r.Self:
 			if err := l.follows(fds); err != nil {
+				return err
+			}
+			if err := conn.Send(inside.Seen{}); err != nil {
+				return fmt.Errorf("init of %s: %w", l.req.ID, err)
+			}
+		case r.Made:
+			if err := l.hooksCreate(); err != nil {
 				return err
 			}
 			if err := conn.Send(inside.Seen{}); err != nil {

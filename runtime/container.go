@@ -165,7 +165,7 @@ func (l *loop) launch(s *state.Sandbox, c *state.Container) error {
 		return err
 	}
 	start.Init.Cgroup = l.hands.Tree.ProcsFiles(c.Cgroup)
-	ctx, stop := context.WithTimeout(l.tasks.Context(), callLimit)
+	ctx, stop := context.WithTimeout(l.tasks.Context(), callLimit+start.Hooks.Limit())
 	defer stop()
 	p, _, err := l.keeper.Start(ctx, start, nil)
 	if err != nil {
@@ -180,6 +180,7 @@ func (l *loop) failStart(c *state.Container, cause error) error {
 	if err := l.hands.EndCgroup(c.Cgroup); err != nil {
 		slog.Warn("container's cgroup stays", "id", c.ID, "error", err)
 	}
+	l.poststop(c.ID)
 	if fault.Is(cause, fault.Temporary) {
 		return cause
 	}
@@ -220,6 +221,7 @@ func (l *loop) RemoveContainer(ctx context.Context, id string) error {
 	if err := l.hands.EndCgroup(c.Cgroup); err != nil {
 		return err
 	}
+	l.poststop(c.ID)
 	if err := l.hands.RemoveLayer(c.ID); err != nil {
 		return err
 	}

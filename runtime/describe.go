@@ -42,6 +42,7 @@ func (l *loop) Describe() map[string]any {
 	out := map[string]any{
 		"root": l.opt.Root, "run": l.opt.Run, "socket": l.opt.Socket, "monitor": l.opt.Monitor, "cgroupRoot": l.opt.CgroupRoot,
 		"cgroupDriver": "cgroupfs", "cgroupVersion": 1, "imageFolder": l.opt.ImageDir, "streaming": l.opt.Streaming,
+		"metrics": l.opt.Metrics, "debug": l.opt.Debug,
 	}
 	if l.hands.Host.CgroupV2 {
 		out["cgroupVersion"] = 2

@@ -17,6 +17,7 @@ import (
 	"worknode/runtime/act"
 	"worknode/runtime/api"
 	"worknode/runtime/image"
+	"worknode/runtime/metrics"
 	"worknode/runtime/plan"
 	"worknode/runtime/registry"
 	"worknode/runtime/state"
@@ -44,6 +45,7 @@ type loop struct {
 	locks    locks
 	once     singleflight.Group
 	sizes    act.Written
+	counts   metrics.Own
 
 	mu    sync.Mutex
 	lives map[string]*life // containers that may still exit
@@ -147,8 +149,17 @@ func (l *loop) exited(ctx context.Context, e wire.Exit) {
 	if err := l.hands.EndCgroup(c.Cgroup); err != nil {
 		slog.Warn("container's cgroup stays", "id", c.ID, "error", err)
 	}
+	l.poststop(c.ID)
 	if err := l.keeper.Forget(ctx, c.ID); err != nil {
 		slog.Debug("monitor did not forget", "id", c.ID, "error", err)
+	}
+}
+
+// poststop runs the hooks that follow a container's end; what they meet is worth a warning and no more.
+// Source: OCI runtime.md, "Lifecycle" 13.
+func (l *loop) poststop(id string) {
+	if err := l.hands.EndBundle(id); err != nil {
+		slog.Warn("poststop hook", "id", id, "error", err)
 	}
 }
 

@@ -100,7 +100,10 @@ func (l *loop) PullImage(ctx context.Context, ref string, auth *cri.AuthConfig) 
 	}
 	start := func(fn func(context.Context)) { l.tasks.Go("pull "+name.String(), fn) }
 	im, err = l.pulls.join(ctx, pullKey{name.String(), login}, start, func(ctx context.Context) (image.Image, error) {
-		return l.fetch(ctx, name, login)
+		begin := time.Now()
+		im, err := l.fetch(ctx, name, login)
+		l.counts.Pulls.Add("", outcome(err), time.Since(begin))
+		return im, err
 	})
 	if err != nil {
 		if late, tar := l.images.FromTar(ctx, ref, true); tar == nil { // a file that is being written may be the one

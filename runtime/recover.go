@@ -77,6 +77,7 @@ func (l *loop) recoverContainer(ctx context.Context, c *state.Container, known m
 	p, kept := known[c.ID]
 	switch {
 	case c.State == state.Exited:
+		l.poststop(c.ID)
 		return l.hands.EndCgroup(c.Cgroup)
 	case kept && p.Exit != nil:
 		l.born(c.ID) // the exit is delivered as soon as the keeper runs
@@ -163,6 +164,9 @@ func (l *loop) removeRemains() error {
 	for _, id := range r.Sandboxes {
 		slog.Info("removing the remains of an unknown sandbox", "id", id)
 		errs = append(errs, l.hands.RemoveSandbox(id))
+	}
+	for _, id := range r.Bundles {
+		errs = append(errs, l.hands.EndBundle(id))
 	}
 	for _, id := range r.Layers {
 		errs = append(errs, l.hands.RemoveLayer(id))

@@ -35,11 +35,15 @@ type Options struct {
 	CgroupRoot string         // parent of sandboxes whose request names none; empty: /worknode
 	ImageDir   string         // tar files to import, watched; empty: none
 	CertsDirs  []string       // folders of HOST/hosts.toml for registries, read at each pull; nil: where other runtimes look
+	Parallel   int            // layers of one image that are unpacked at the same time; zero: 3
 	PullStall  time.Duration  // how long a pull may go on without a byte; zero: a minute
 	Pinned     []string       // names and patterns of images that the kubelet is not to clean up
 	Bridge     network.Config // built-in pod network; no name: CNI plugins connect pods
 	CNI        cni.Config     // empty folders: /etc/cni/net.d, /opt/cni/bin and a folder in Root
 	Streaming  string         // address of the streaming server; empty: 127.0.0.1:0
+	Metrics    string         // address for /metrics and /healthz over HTTP; empty: none
+	Debug      string         // unix socket with pprof, /metrics and /healthz; empty: Run/debug.sock; "-": none
+	Updates    <-chan Options // other options while it runs; of them Pinned, CertsDirs and PullStall count
 	Ready      func()         // called once when the socket answers; may be nil
 }
 
@@ -72,6 +76,8 @@ func Run(ctx context.Context, opt Options) error {
 		return err
 	}
 	tasks.Go("monitor", func(ctx context.Context) { l.keeper.Run(ctx, l.exit) })
+	tasks.Go("configuration", l.follow)
+	l.operate()
 	tasks.Go("streaming", func(ctx context.Context) {
 		if err := l.stream.Serve(ctx); err != nil {
 			slog.Error("streaming server ended, exec and attach do not work", "error", err)
@@ -92,6 +98,9 @@ func (o *Options) fill() error {
 	}
 	if o.Socket == "" {
 		o.Socket = filepath.Join(o.Run, "runtime.sock")
+	}
+	if o.Debug == "" {
+		o.Debug = filepath.Join(o.Run, "debug.sock")
 	}
 	if o.CgroupRoot == "" {
 		o.CgroupRoot = "/worknode"
@@ -118,7 +127,7 @@ func (o *Options) fill() error {
 		}
 		*p = abs
 	}
-	for _, s := range []string{o.Socket, o.monitorSocket()} {
+	for _, s := range []string{o.Socket, o.monitorSocket(), o.Debug} {
 		if len(s) > maxSocket {
 			return fault.Hint(fault.New(fault.Invalid, "socket path %s has %d bytes, the kernel takes %d", s, len(s), maxSocket), "choose a shorter run folder")
 		}
@@ -129,6 +138,11 @@ func (o *Options) fill() error {
 		}
 	}
 	return nil
+}
+
+func (l *loop) registryOptions(o Options) registry.Options {
+	read := func(n int) { l.counts.PulledBytes.Add(uint64(n)) }
+	return registry.Options{CertsDirs: o.CertsDirs, Stall: o.PullStall, Agent: "worknode/" + version.Build, Read: read}
 }
 
 func (o *Options) monitorSocket() string { return filepath.Join(o.Run, "monitor.sock") }
@@ -148,10 +162,13 @@ func (l *loop) open(ctx context.Context) (err error) {
 	if l.images, err = image.Open(filepath.Join(l.opt.Root, "images")); err != nil {
 		return err
 	}
+	if l.opt.Parallel > 0 {
+		l.images.LayersAtOnce(l.opt.Parallel)
+	}
 	if err := l.images.Pin(l.opt.Pinned); err != nil {
 		return err
 	}
-	l.registry = registry.New(registry.Options{CertsDirs: l.opt.CertsDirs, Stall: l.opt.PullStall, Agent: "worknode/" + version.Build})
+	l.registry = registry.New(l.registryOptions(l.opt))
 	if l.net, err = openNetworks(l.opt); err != nil {
 		return err
 	}

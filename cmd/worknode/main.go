@@ -49,12 +49,21 @@ func root() *cobra.Command {
 
 // daemon prepares a process that stays: logs for machines to read, and a collector that keeps memory near what is used.
 func daemon(name string) {
-	level := slog.LevelInfo
-	if os.Getenv("WORKNODE_DEBUG") != "" {
-		level = slog.LevelDebug
-	}
-	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("from", name))
+	log(name, "text", slog.LevelInfo)
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
+}
+
+// log sends logs to stderr, as text or json; WORKNODE_DEBUG asks for all of them, whatever level says.
+func log(name, format string, level slog.Leveler) {
+	if os.Getenv("WORKNODE_DEBUG") != "" {
+		level = slog.LevelDebug
+	}
+	opt := &slog.HandlerOptions{Level: level}
+	var handler slog.Handler = slog.NewTextHandler(os.Stderr, opt)
+	if format == "json" {
+		handler = slog.NewJSONHandler(os.Stderr, opt)
+	}
+	slog.SetDefault(slog.New(handler).With("from", name))
 }

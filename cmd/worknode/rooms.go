@@ -1,72 +1,18 @@
 package main
 
 import (
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"worknode/fault"
 	"worknode/kubelet"
 	"worknode/proxy"
-	"worknode/runtime"
 )
-
-// runtimeCommand is `worknode runtime`: CRI over a unix socket.
-func runtimeCommand() *cobra.Command {
-	var o runtime.Options
-	var bridge, pods string
-	var cleanup bool
-	c := &cobra.Command{
-		Use: "runtime", Short: "Run the container runtime (CRI v1 over a unix socket)", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			daemon("runtime")
-			if bridge != "" {
-				subnet, err := prefix("--pod-cidr", pods)
-				if err != nil {
-					return err
-				}
-				o.Bridge.Bridge, o.Bridge.Subnet = bridge, subnet
-			}
-			if o.Monitor == "" {
-				self, err := os.Executable()
-				if err != nil {
-					return fmt.Errorf("find worknode-monitor: %w", err)
-				}
-				o.Monitor = filepath.Join(filepath.Dir(self), "worknode-monitor")
-			}
-			if _, err := os.Stat(o.Monitor); err != nil {
-				return fault.Hint(fmt.Errorf("container monitor: %w", err), "install worknode-monitor beside worknode, or name it with --monitor")
-			}
-			if cleanup {
-				return runtime.Cleanup(c.Context(), o)
-			}
-			return runtime.Run(c.Context(), o)
-		},
-	}
-	f := c.Flags()
-	f.StringVar(&o.Root, "root", "/var/lib/worknode/runtime", "images and writable layers")
-	f.StringVar(&o.Run, "run", "/run/worknode/runtime", "live records and sockets; best on tmpfs")
-	f.StringVar(&o.Socket, "socket", "/run/worknode/runtime.sock", "CRI socket")
-	f.StringVar(&o.Monitor, "monitor", "", "path of worknode-monitor (default: beside this binary)")
-	f.StringVar(&o.ImageDir, "images", "", "folder of image tar files to import, watched")
-	f.StringSliceVar(&o.CertsDirs, "certs-dir", nil, "folders of HOST/hosts.toml for registries (default: /etc/containerd/certs.d, /etc/docker/certs.d)")
-	f.DurationVar(&o.PullStall, "pull-progress-timeout", time.Minute, "give a pull up that gets no byte for so long")
-	f.StringSliceVar(&o.Pinned, "pinned-image", nil, "images that are not to be cleaned up: names, or patterns such as registry.example/base/*")
-	f.StringVar(&o.CgroupRoot, "cgroup", "/worknode", "cgroup of pods whose creator names none")
-	f.StringVar(&o.CNI.ConfDir, "cni-conf-dir", "/etc/cni/net.d", "configurations of the CNI plugins that connect pods; the first by name is in force, changes too")
-	f.StringSliceVar(&o.CNI.BinDirs, "cni-bin-dir", []string{"/opt/cni/bin"}, "folders of CNI plugins (repeatable)")
-	f.StringVar(&bridge, "bridge", "", "serve pods with the built-in bridge of this name, not by CNI plugins")
-	f.StringVar(&pods, "pod-cidr", "10.88.0.0/16", "addresses of the pods on the built-in bridge")
-	f.BoolVar(&cleanup, "cleanup", false, "end all containers, remove all that the runtime made on the machine except images, and exit")
-	return c
-}
 
 // kubeletCommand is `worknode kubelet`; the flags that upstream has too have upstream's names.
 func kubeletCommand() *cobra.Command {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"worknode/fault"
+	"worknode/kernel/mount"
 	"worknode/monitor/wire"
 )
 
@@ -38,6 +39,8 @@ type Request struct {
 	Enter    bool   `json:",omitempty"` // TargetFd is a container whose namespaces and root to enter
 	Keyring  string `json:",omitempty"` // name of the session keyring, one per container
 	User     bool   `json:",omitempty"` // there is a user namespace to enter: outer.go; the request is sent twice
+
+	Hooks *wire.Hooks `json:",omitempty"`
 }
 
 // Report is a frame that an init writes. After Ready the end of the stream means that the program runs; an end
@@ -47,6 +50,7 @@ type Report struct {
 	Warning string      `json:",omitempty"`
 	Pty     bool        `json:",omitempty"` // the frame carries the terminal's master
 	Self    bool        `json:",omitempty"` // the frame carries the pidfd of the process that went on in another's place, and waits for Seen
+	Made    bool        `json:",omitempty"` // namespaces and mounts are made: the hooks on the host are to run, init waits for Seen
 	Ready   bool        `json:",omitempty"`
 }
 
@@ -84,6 +88,7 @@ type setup struct {
 	inner    bool  // the second life, inside the user namespace: trees and nodes are what the first left open
 	trees    []int // root filesystem, then one for each of Mounts, or -1
 	nodes    []int // one for each of Devices
+	root     *mount.Root
 	ptySlave int
 	program  string
 }
@@ -110,7 +115,7 @@ func (s *setup) run() (string, error) {
 
 func (s *setup) steps() []step {
 	own := []step{{"terminal", s.terminal}, {"keyring", s.keyring}, {"rlimit", s.rlimits},
-		{"cwd", s.workDir}, {"user", s.identity}, {wire.StageExec, s.findProgram}}
+		{"cwd", s.workDir}, {"user", s.identity}, {"hook", s.hooksStart}, {wire.StageExec, s.findProgram}}
 	if s.inner {
 		return append(s.innerSteps(), own...)
 	}
@@ -122,8 +127,14 @@ func (s *setup) steps() []step {
 		first = append(first, step{"namespace", s.enter})
 	default:
 		first = append(first, step{"sysctl", s.sysctls}, step{"hostname", s.hostname}, step{"mount", s.buildRoot})
+		first = append(first, s.rootSteps()...)
 	}
 	return append(first, own...)
+}
+
+// rootSteps are what remains once the root is filled.
+func (s *setup) rootSteps() []step {
+	return []step{{"hook", s.hooksCreate}, {"mount", s.enterRoot}}
 }
 
 func (s *setup) warn(format string, args ...any) {

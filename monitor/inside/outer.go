@@ -46,7 +46,7 @@ func (s *setup) innerSteps() []step {
 	if s.newInside() {
 		steps = slices.Insert(steps, 1, step{"sysctl", s.sysctls}, step{"hostname", s.hostname})
 	}
-	return steps
+	return append(steps, s.rootSteps()...)
 }
 
 // newInside reports whether a namespace with settings of its own is made inside the user namespace.
@@ -316,9 +316,14 @@ func (s *setup) replace() error {
 
 // attachRoot makes the root that was prepared outside the one of this mount namespace, and fills it.
 func (s *setup) attachRoot() error {
-	top, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	// Hooks want to find the root by its path. Without them it need not be reachable for the container's users.
+	place := "/"
+	if h := s.req.Hooks; h != nil && len(h.CreateContainer)+len(h.CreateRuntime)+len(h.Prestart) > 0 {
+		place = s.rootPlace()
+	}
+	top, err := unix.Open(place, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: place, Err: err}
 	}
 	err = mount.Attach(s.trees[0], top)
 	unix.Close(top)

@@ -50,8 +50,9 @@ func (s *setup) takeBinds(user int) ([]int, error) {
 	return binds, nil
 }
 
-// furnish fills the root and enters it. It takes over root.
+// furnish fills the root. It takes over root.
 func (s *setup) furnish(root *mount.Root, binds []int) error {
+	s.root = root
 	for i, m := range s.Mounts {
 		if err := s.mount(root, m, binds[i]); err != nil {
 			return fmt.Errorf("mount %s on %s: %w", sourceName(m), m.Destination, err)
@@ -65,14 +66,19 @@ func (s *setup) furnish(root *mount.Root, binds []int) error {
 			return err
 		}
 	}
-	if err := s.hide(root); err != nil {
+	return nil
+}
+
+// enterRoot seals the filled root and makes it the one of this mount namespace.
+func (s *setup) enterRoot() error {
+	if err := s.hide(s.root); err != nil {
 		return err
 	}
-	if err := s.sealRoot(root); err != nil {
+	if err := s.sealRoot(s.root); err != nil {
 		return err
 	}
-	err := mount.PivotTo(root.Fd())
-	root.Close()
+	err := mount.PivotTo(s.root.Fd())
+	s.root.Close()
 	return err
 }
 
@@ -138,10 +144,7 @@ func (s *setup) placeRoot() (string, error) {
 				return "", &os.PathError{Op: "chdir", Path: r.Base, Err: err}
 			}
 		}
-		target = r.Upper
-		if r.Upper == "" {
-			target = r.Lower[0]
-		}
+		target = s.rootPlace()
 		if r.Upper == "" && len(r.Lower) == 1 {
 			err = mount.Bind(target, target, unix.MS_RDONLY, false)
 		} else {
@@ -153,6 +156,18 @@ func (s *setup) placeRoot() (string, error) {
 		err = fault.New(fault.Invalid, "the container has no root filesystem")
 	}
 	return target, err
+}
+
+// rootPlace is the directory that the root filesystem is mounted over.
+func (s *setup) rootPlace() string {
+	switch r := s.Root; {
+	case r.Upper != "":
+		return r.Upper
+	case len(r.Lower) > 0:
+		return r.Lower[0]
+	default:
+		return r.Path
+	}
 }
 
 func (s *setup) mount(root *mount.Root, m wire.Mount, tree int) error {

@@ -371,23 +371,23 @@ func (e *Error) Err() error {
 	if kind < fault.Unknown || kind > fault.Unsupported {
 		kind = fault.Unknown
 	}
-	return &StageError{Stage: e.Stage, err: fault.New(kind, "%s", e.Text)}
+	return &StageError{Stage: e.Stage, Err: fault.New(kind, "%s", e.Text)}
 }
 
 // StageError lets a caller branch on the step of init that failed ("exec" decides between exit code 127 and 126).
 type StageError struct {
 	Stage string
-	err   error
+	Err   error
 }
 
 func (e *StageError) Error() string {
 	if e.Stage == "" || e.Stage == StageExec {
-		return e.err.Error()
+		return e.Err.Error()
 	}
-	return e.Stage + ": " + e.err.Error()
+	return e.Stage + ": " + e.Err.Error()
 }
 
-func (e *StageError) Unwrap() error { return e.err }
+func (e *StageError) Unwrap() error { return e.Err }
 
 // StageExec is the stage of errors about the program itself: kind NotFound (users know it as exit code 127) or Denied
 // and Invalid (126).

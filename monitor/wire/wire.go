@@ -78,6 +78,7 @@ type Start struct {
 	StdinOnce bool   `json:",omitempty"` // close stdin when the first attach session ends
 	LogPath   string `json:",omitempty"` // CRI log file, created if absent; empty: output is drained and dropped
 	OOMFile   string `json:",omitempty"` // memory.events (v2) or memory.oom_control (v1), read at exit
+	Hooks     *Hooks `json:",omitempty"` // of a container
 	Init      Init
 }
 

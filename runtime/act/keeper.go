@@ -233,7 +233,7 @@ func (k *Keeper) Start(ctx context.Context, s wire.Start, stdio []*os.File) (wir
 	if err != nil {
 		return wire.Process{}, nil, err
 	}
-	ctx, stop := context.WithTimeout(ctx, callLimit)
+	ctx, stop := context.WithTimeout(ctx, callLimit+s.Hooks.Limit())
 	defer stop()
 	p, files, err := conn.Start(ctx, s, stdio)
 	if err != nil {

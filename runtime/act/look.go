@@ -36,6 +36,7 @@ func (k *Keeper) Regain(ctx context.Context, c *state.Container) error {
 type Remains struct {
 	Sandboxes []string // shared files and pins
 	Layers    []string // writable layers
+	Bundles   []string // of hooks
 }
 
 // Look finds the remains of sandboxes and containers that have no record.
@@ -43,6 +44,9 @@ func (h *Hands) Look(sandbox, container func(id string) bool) (Remains, error) {
 	var r Remains
 	var err error
 	if r.Sandboxes, err = strangers(h.pods(), sandbox); err != nil {
+		return r, err
+	}
+	if r.Bundles, err = strangers(h.bundles(), container); err != nil {
 		return r, err
 	}
 	r.Layers, err = strangers(h.layers(), container)

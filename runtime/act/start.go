@@ -87,7 +87,9 @@ func (h *Hands) Start(c *state.Container, made plan.Made, base string) (wire.Sta
 		init.Mounts = append(init.Mounts, w)
 	}
 	start.Init = init
-	return start, nil
+	spec.Root.Path = init.Root.Upper // where it will be mounted, for the hooks
+	start.Hooks, err = h.hooks(c.ID, spec)
+	return start, err
 }
 
 var nsNames = map[specs.LinuxNamespaceType]string{

@@ -5,6 +5,7 @@ package api
 import (
 	"context"
 	"log/slog"
+	"path"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -51,6 +52,8 @@ type Node interface {
 	Describe() map[string]any
 	SetPodCIDR(cidr string)
 
+	Called(method, code string, took time.Duration) // for metrics; method without its service
+
 	Images() []image.Image
 	Image(ref string) (image.Image, bool)
 	PullImage(ctx context.Context, ref string, auth *cri.AuthConfig) (image.Image, error)
@@ -72,12 +75,31 @@ func New(node Node, version string) *grpc.Server {
 	g := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRequest), grpc.MaxSendMsgSize(maxReply),
 		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
-		grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(streaming),
+		grpc.ChainUnaryInterceptor(counted(node), unary), grpc.ChainStreamInterceptor(countedStream(node), streaming),
 	)
 	s := &Server{node: node, version: version}
 	cri.RegisterRuntimeServiceServer(g, s)
 	cri.RegisterImageServiceServer(g, s)
 	return g
+}
+
+// counted and countedStream tell the node of each call that ended, with the code that the client sees.
+func counted(node Node) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, request any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		begin := time.Now()
+		reply, err := next(ctx, request)
+		node.Called(path.Base(info.FullMethod), status.Code(err).String(), time.Since(begin))
+		return reply, err
+	}
+}
+
+func countedStream(node Node) grpc.StreamServerInterceptor {
+	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+		begin := time.Now()
+		err := next(srv, stream)
+		node.Called(path.Base(info.FullMethod), status.Code(err).String(), time.Since(begin))
+		return err
+	}
 }
 
 // unary turns fault kinds into codes, logs calls at Debug, and keeps a panic within its call.

@@ -50,8 +50,9 @@ func (s *Store) pins(name string) bool {
 
 // Pin names images that are to be kept by whoever cleans up (CRI Image.pinned). A pattern is an image's name, short or
 // full, or a full name with the wildcards of path.Match: registry.example/base/*.
-// Errors: Invalid names the pattern. Call it before the store is shared.
+// They take the place of those named before. Errors: Invalid names the pattern, and the old ones hold.
 func (s *Store) Pin(patterns []string) error {
+	var pinned []string
 	for _, p := range patterns {
 		if !strings.ContainsAny(p, "*?[") {
 			full, err := normal(p)
@@ -62,8 +63,11 @@ func (s *Store) Pin(patterns []string) error {
 		} else if _, err := path.Match(p, ""); err != nil {
 			return fault.New(fault.Invalid, "pinned image %q: %w", p, err)
 		}
-		s.pinned = append(s.pinned, p)
+		pinned = append(pinned, p)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pinned = pinned
 	return nil
 }
 

@@ -20,9 +20,15 @@ import (
 )
 
 const (
-	perImage = 3  // layers of one image that are unpacked at the same time
 	perStore = 32 // of all images; a slow registry holds as many as its images have, others go on
 )
+
+// LayersAtOnce says how many layers of one image are unpacked at the same time; 3 until then. Call it before the store is
+// shared.
+func (s *Store) LayersAtOnce(n int) { s.perImage = n }
+
+// Unpacking is how many layers are being unpacked at this moment.
+func (s *Store) Unpacking() int { return len(s.turns) }
 
 // Rejecter is a layer's source that has somewhere else to go: Reject says that what was read is wrong; true means that
 // opening the layer again reads it from another place.
@@ -61,7 +67,7 @@ func (s *Store) stack(ctx context.Context, layers []blob) (stack, held []string,
 		}
 	}()
 	var next atomic.Int64
-	for range min(perImage, len(slots)) {
+	for range min(s.perImage, len(slots)) {
 		tasks.Go("layers", func(ctx context.Context) {
 			for {
 				i := int(next.Add(1)) - 1 // the lowest first: the others may need it

@@ -77,24 +77,24 @@ const tableVersion = 1
 
 // Store is the images of one root directory. Its methods may be called from several goroutines.
 type Store struct {
-	root  string
-	boot  string
-	lock  *os.File
-	tasks *task.Group
-	dirty chan struct{} // asks for a sync of the file system
-	turns chan struct{} // one for each layer that is being unpacked
-	wide  chan struct{} // one for each decoder with a large window
-
-	pinned []string // patterns of names
+	root     string
+	boot     string
+	lock     *os.File
+	tasks    *task.Group
+	perImage int
+	dirty    chan struct{} // asks for a sync of the file system
+	turns    chan struct{} // one for each layer that is being unpacked
+	wide     chan struct{} // one for each decoder with a large window
 
 	saving sync.Mutex // taken before mu: writes of the table keep their order
 
-	mu   sync.Mutex
-	t    table
-	dirs []*dirImport             // folders that are being watched
-	used map[string]int           // image id -> Use less Release
-	held map[string]int           // layer name -> imports that rely on it
-	busy map[string]chan struct{} // "diff ID" or "chain ID" -> closed when that layer's unpacking, or its wait for a place, ends
+	mu     sync.Mutex
+	t      table
+	pinned []string                 // patterns of names
+	dirs   []*dirImport             // folders that are being watched
+	used   map[string]int           // image id -> Use less Release
+	held   map[string]int           // layer name -> imports that rely on it
+	busy   map[string]chan struct{} // "diff ID" or "chain ID" -> closed when that layer's unpacking, or its wait for a place, ends
 }
 
 // Open opens the store at root, making it if absent, and removes what a crash left unfinished.
@@ -104,7 +104,7 @@ type Store struct {
 func Open(root string) (*Store, error) {
 	s := &Store{
 		root: root, tasks: task.New(context.Background()), dirty: make(chan struct{}, 1),
-		turns: make(chan struct{}, perStore), wide: make(chan struct{}, 1), used: map[string]int{}, held: map[string]int{}, busy: map[string]chan struct{}{},
+		perImage: 3, turns: make(chan struct{}, perStore), wide: make(chan struct{}, 1), used: map[string]int{}, held: map[string]int{}, busy: map[string]chan struct{}{},
 	}
 	if err := s.open(); err != nil {
 		if s.lock != nil {

@@ -14,6 +14,7 @@ import (
 	"context"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -64,20 +65,29 @@ type Options struct {
 	Agent     string   // User-Agent
 	// Stall is how long a pull may go on without a byte, connection attempts included; zero: a minute.
 	Stall time.Duration
+	// Read hears of the bytes of layers that came, as they come; nil: nobody does.
+	Read func(n int)
 }
 
 // DefaultCertsDirs are the folders that other runtimes read, too.
 const DefaultCertsDirs = "/etc/containerd/certs.d:/etc/docker/certs.d"
 
 // Client makes pulls. It keeps nothing between them: hosts.toml is read anew each time, connections end with their pull.
-type Client struct{ opt Options }
+type Client struct{ opt atomic.Pointer[Options] }
 
 // New returns a client; it needs no closing.
 func New(opt Options) *Client {
+	c := &Client{}
+	c.Set(opt)
+	return c
+}
+
+// Set gives the client other options, for pulls that begin from now on.
+func (c *Client) Set(opt Options) {
 	if opt.Stall <= 0 {
 		opt.Stall = time.Minute
 	}
-	return &Client{opt}
+	c.opt.Store(&opt)
 }
 
 // Repository is one image's repository, during one pull. Its methods may be called from several goroutines.
@@ -91,13 +101,14 @@ type Repository struct {
 // Open prepares a pull: it reads the configuration, and contacts nobody.
 // Errors: Invalid names the file at fault. The caller closes the repository.
 func (c *Client) Open(ref Ref, login Credentials) (*Repository, error) {
-	list, err := endpoints(c.opt.CertsDirs, ref.Registry)
+	opt := *c.opt.Load()
+	list, err := endpoints(opt.CertsDirs, ref.Registry)
 	if err != nil {
 		return nil, err
 	}
-	r := &Repository{ref: ref, opt: c.opt, login: login}
+	r := &Repository{ref: ref, opt: opt, login: login}
 	for _, e := range list {
-		h, err := newHost(e, c.opt)
+		h, err := newHost(e, opt)
 		if err != nil {
 			return nil, err
 		}

@@ -75,6 +75,9 @@ func (s *stream) Read(p []byte) (int, error) {
 		if n > 0 {
 			s.at += int64(n)
 			s.futile = 0
+			if s.r.opt.Read != nil {
+				s.r.opt.Read(n)
+			}
 		}
 		if err != nil {
 			s.drop()

@@ -1,0 +1,43 @@
+package runtime
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"worknode/fault"
+	"worknode/runtime/cni"
+	"worknode/runtime/config"
+	"worknode/runtime/network"
+)
+
+// FromConfig turns a configuration, which Check has passed, into options.
+// Errors: no monitor where the configuration, or our own place, says.
+func FromConfig(c config.Config) (Options, error) {
+	o := Options{
+		Root: c.Root, Run: c.Run, Socket: c.Socket, Monitor: c.Monitor, CgroupRoot: c.Cgroup, Streaming: c.Streaming,
+		ImageDir: c.Images.Folder, CertsDirs: c.Images.CertsDirs, PullStall: time.Duration(c.Images.ProgressTimeout),
+		Pinned: c.Images.Pinned, Parallel: c.Images.Parallel, Metrics: c.Metrics.Address, Debug: c.Debug.Socket,
+		CNI: cni.Config{ConfDir: c.Network.CNIConfDir, BinDirs: c.Network.CNIBinDirs},
+	}
+	if c.Network.Bridge != "" {
+		subnet, err := netip.ParsePrefix(c.Network.PodCIDR)
+		if err != nil {
+			return o, fault.New(fault.Invalid, "field network.pod-cidr: %w", err)
+		}
+		o.Bridge = network.Config{Bridge: c.Network.Bridge, Subnet: subnet.Masked()}
+	}
+	if o.Monitor == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return o, fmt.Errorf("find worknode-monitor: %w", err)
+		}
+		o.Monitor = filepath.Join(filepath.Dir(self), "worknode-monitor")
+	}
+	if _, err := os.Stat(o.Monitor); err != nil {
+		return o, fault.Hint(fmt.Errorf("container monitor: %w", err), "install worknode-monitor beside worknode, or name it with --monitor")
+	}
+	return o, nil
+}

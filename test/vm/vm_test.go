@@ -236,7 +236,7 @@ echo "%s0 $(cat /proc/uptime)"
 		if _, run, ok := strings.Cut(*only, ":"); ok {
 			choice += " -test.run='" + run + "'"
 		}
-		fmt.Fprintf(&b, "echo %q; cd /suites/%s; ./run.test -test.v=test2json -test.timeout=10m%s 2>&1; code=$?; echo; echo %q$code $(cat /proc/uptime); rm run.test\n",
+		fmt.Fprintf(&b, "echo %q; cd /suites/%s; ./run.test -test.v=test2json -test.timeout=25m%s 2>&1; code=$?; echo; echo %q$code $(cat /proc/uptime); rm run.test\n",
 			begin+s.name, s.name, choice, end)
 	}
 	return b.String() + "exit 0\n"
@@ -254,7 +254,7 @@ func boot(t *testing.T, dir string, suites []*suite) string {
 	}
 	defer log.Close()
 	cmd := exec.Command(filepath.Join(harness.Top(), "test/vm/boot"), dir)
-	limit := 30 * time.Minute
+	limit := 45 * time.Minute
 	if deadline, ok := t.Deadline(); ok { // end the machine ourselves, so that we can tell what it did
 		limit = min(limit, time.Until(deadline)-30*time.Second)
 	}

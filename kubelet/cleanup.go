@@ -23,15 +23,15 @@ import (
 // Repeat: safe. Directories that the user may have named for other things, such as --root-dir itself, stay.
 func Cleanup(o Options) error {
 	// The rest of the settings matters to a kubelet that runs.
-	o.Kubeconfig, o.NodeName, o.RuntimeSocket = "-", "-", "-"
+	o.Kubeconfig, o.NodeName = "-", "-"
 	if err := o.defaults(); err != nil {
 		return err
 	}
 	var left []error
 	tree, err := cgroup.Open()
 	if err == nil {
-		if err = tree.Kill(o.CgroupRoot); err == nil || fault.Is(err, fault.NotFound) {
-			err = tree.Remove(o.CgroupRoot)
+		if err = tree.Kill(o.podsGroup()); err == nil || fault.Is(err, fault.NotFound) {
+			err = tree.Remove(o.podsGroup())
 		}
 	}
 	if err != nil && !fault.Is(err, fault.NotFound) {
@@ -52,7 +52,7 @@ func Cleanup(o Options) error {
 
 // removeLogs removes the log directories of a pod, which end in its UID, and the links into them.
 func removeLogs(o Options, uid types.UID) error {
-	dirs, err := filepath.Glob(filepath.Join(o.LogDir, "*_"+string(uid)))
+	dirs, err := filepath.Glob(filepath.Join(o.Config.PodLogsDir, "*_"+string(uid)))
 	if err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func removeLogs(o Options, uid types.UID) error {
 		left = append(left, os.RemoveAll(dir))
 	}
 	if o.LinkDir != "" && len(dirs) > 0 {
-		left = append(left, logs.UnlinkDead(o.LinkDir, o.LogDir))
+		left = append(left, logs.UnlinkDead(o.LinkDir, o.Config.PodLogsDir))
 	}
 	return errors.Join(left...)
 }

@@ -1,10 +1,15 @@
 package kubelet
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,22 +19,29 @@ import (
 
 	"worknode/fault"
 	"worknode/kube"
+	"worknode/kubelet/cgroups"
+	"worknode/kubelet/config"
 	"worknode/kubelet/event"
+	"worknode/kubelet/logs"
 	"worknode/kubelet/node"
 	"worknode/kubelet/translate"
 	"worknode/version"
 )
 
 // openNode prepares the node's object and heartbeat.
-func openNode(o Options, client *kube.Client, runtime cri.RuntimeServiceClient, images cri.ImageServiceClient, events *event.Recorder, bound net.Addr) *node.Node {
-	port := int32(o.Port)
+func openNode(o Options, client *kube.Client, engine cri.RuntimeServiceClient, images cri.ImageServiceClient, events *event.Recorder, bound net.Addr) *node.Node {
+	port := o.Config.Port
 	if tcp, ok := bound.(*net.TCPAddr); ok {
 		port = int32(tcp.Port)
 	}
+	c := o.Config
 	return node.New(node.Config{
-		Client: client, Name: o.NodeName, IPs: o.NodeIPs, Labels: o.Labels, MaxPods: o.MaxPods, PodCIDR: o.PodCIDR,
+		MaxPods: maxPods(c), Reserved: reserved(c), Kept: kept(c), Taints: c.RegisterWithTaints, ProviderID: c.ProviderID, Unlisted: !*c.RegisterNode,
+		MaxImages: maxImages(c), LookEvery: c.NodeStatusUpdateFrequency.Duration, ReportEvery: c.NodeStatusReportFrequency.Duration,
+		LeaseSeconds: c.NodeLeaseDurationSeconds,
+		Client:       client, Name: o.NodeName, IPs: o.NodeIPs, Labels: o.Labels, PodCIDR: o.Config.PodCIDR,
 		KubeletPort: port, Version: version.Kubernetes + "-worknode." + version.Build, RootDir: o.RootDir,
-		Runtime: node.RuntimeOf(runtime), Images: node.ImagesOf(images),
+		Runtime: node.RuntimeOf(engine), Images: node.ImagesOf(images),
 		Event: func(kind, reason, message string) { events.Event(event.Node(o.NodeName), kind, reason, message) },
 	})
 }
@@ -37,11 +49,12 @@ func openNode(o Options, client *kube.Client, runtime cri.RuntimeServiceClient, 
 // hostFacts returns what tells translate about the node. The host's files are read again when they change.
 func hostFacts(o Options, self *node.Node, v2 bool) func() translate.Node {
 	base := translate.Node{
-		Name: o.NodeName, IPs: o.NodeIPs, ClusterDNS: o.ClusterDNS, ClusterDomain: o.ClusterDomain,
+		Name: o.NodeName, IPs: o.NodeIPs, ClusterDNS: o.Config.ClusterDNS, ClusterDomain: o.Config.ClusterDomain,
 		Capacity:    v1.ResourceList{v1.ResourceMemory: *resource.NewQuantity(self.Facts().Memory, resource.BinarySI)},
-		Allocatable: self.Allocatable(), CgroupV2: v2, LogRoot: o.LogDir, SeccompRoot: filepath.Join(o.RootDir, "seccomp"),
+		Allocatable: self.Allocatable(), CgroupV2: v2, LogRoot: o.Config.PodLogsDir, SeccompRoot: filepath.Join(o.RootDir, "seccomp"),
+		SeccompDefault: *o.Config.SeccompDefault, CPUQuotaPeriodUs: o.Config.CPUCFSQuotaPeriod.Microseconds(), NoCPUQuota: !*o.Config.CPUCFSQuota,
 	}
-	resolv, hosts := fileCopy{path: o.ResolvConf}, fileCopy{path: "/etc/hosts"}
+	resolv, hosts := fileCopy{path: *o.Config.ResolverConfig}, fileCopy{path: "/etc/hosts"}
 	var mu sync.Mutex
 	return func() translate.Node {
 		mu.Lock()
@@ -111,4 +124,76 @@ func addresses() ([]string, error) {
 		return nil, fault.Hint(fault.New(fault.NotFound, "the node has no network address"), "bring up a network interface, or name the address with --node-ip")
 	}
 	return out, nil
+}
+
+// healthz is where the plain health check answers, empty for nowhere.
+func healthz(c *config.Configuration) string {
+	if *c.HealthzPort == 0 {
+		return ""
+	}
+	return net.JoinHostPort(c.HealthzBindAddress, strconv.Itoa(int(*c.HealthzPort)))
+}
+
+// groupFacts are the bounds of the pods' cgroups. What is enforced is more than what may be planned with: eviction needs
+// room to act in. Source: Kubernetes docs, reserve compute resources for system daemons.
+func groupFacts(c *config.Configuration, enforced v1.ResourceList) cgroups.Facts {
+	f := cgroups.Facts{PodPidsLimit: *c.PodPidsLimit, CPUQuotaPeriodUs: c.CPUCFSQuotaPeriod.Microseconds(), NoCPUQuota: !*c.CPUCFSQuota}
+	if slices.Contains(c.EnforceNodeAllocatable, "pods") {
+		f.Allocatable = enforced
+	}
+	return f
+}
+
+// logConfig is how the logs of containers are kept.
+func logConfig(c *config.Configuration, r *room) logs.Config {
+	size := resource.MustParse(c.ContainerLogMaxSize) // validated when it was read
+	return logs.Config{MaxSize: size.Value(), MaxFiles: int(*c.ContainerLogMaxFiles), Every: c.ContainerLogMonitorInterval.Duration,
+		Running: r.runningLogs, Reopen: r.act.Reopen}
+}
+
+func maxImages(c *config.Configuration) int { return cmp.Or(int(*c.NodeStatusMaxImages), -1) }
+
+// maxPods is the number of pods that the node takes. Source: KubeletConfiguration, maxPods and podsPerCore.
+func maxPods(c *config.Configuration) int {
+	if perCore := int(c.PodsPerCore) * runtime.NumCPU(); perCore > 0 {
+		return min(int(c.MaxPods), perCore)
+	}
+	return int(c.MaxPods)
+}
+
+// reserved is what the system and the node's own processes have for themselves. The texts were validated when read.
+func reserved(c *config.Configuration) v1.ResourceList {
+	out := v1.ResourceList{}
+	for _, list := range []map[string]string{c.SystemReserved, c.KubeReserved} {
+		for name, text := range list {
+			sum := out[v1.ResourceName(name)]
+			sum.Add(resource.MustParse(text))
+			out[v1.ResourceName(name)] = sum
+		}
+	}
+	if c.ReservedSystemCPUs != "" { // it takes the place of all reserved CPU time
+		out[v1.ResourceCPU] = *resource.NewQuantity(int64(config.CPUs(c.ReservedSystemCPUs)), resource.DecimalSI)
+	}
+	return out
+}
+
+// kept is what hard eviction keeps free of what pods may ask for.
+func kept(c *config.Configuration) map[v1.ResourceName]node.Threshold {
+	out := map[v1.ResourceName]node.Threshold{}
+	for signal, name := range map[string]v1.ResourceName{"memory.available": v1.ResourceMemory, "nodefs.available": v1.ResourceEphemeralStorage} {
+		text, ok := c.EvictionHard[signal]
+		if !ok {
+			continue
+		}
+		if share, ok := strings.CutSuffix(text, "%"); ok {
+			percent, err := strconv.ParseFloat(share, 64)
+			if err == nil { // validated when read
+				out[name] = node.Threshold{Percent: percent}
+			}
+			continue
+		}
+		q := resource.MustParse(text)
+		out[name] = node.Threshold{Amount: &q}
+	}
+	return out
 }

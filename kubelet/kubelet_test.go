@@ -25,6 +25,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"worknode/kernel/cgroup"
+	"worknode/kubelet/config"
 )
 
 // rig is a kubelet between a fake API server and a fake runtime, on real files and cgroups. Its kubelet can be killed
@@ -45,16 +46,23 @@ func newRig(t *testing.T) *rig {
 	slog.SetLogLoggerLevel(slog.LevelWarn)
 	dir := t.TempDir()
 	g := &rig{t: t}
-	var config string
-	g.api, config = startFakeAPI(t)
+	var kubeconfig string
+	g.api, kubeconfig = startFakeAPI(t)
 	var socket string
 	g.cri, socket = startFakeCRI(t)
 	cert, key := certificate(t, dir)
 	group := fmt.Sprintf("/wn-test-kubelet-%d", os.Getpid())
+	settings, err := config.Load(config.Sources{Flags: map[string]any{
+		"containerRuntimeEndpoint": socket, "podLogsDir": filepath.Join(dir, "logs"), "cgroupRoot": group, "address": "127.0.0.1", "healthzPort": 0,
+		"tlsCertFile": cert, "tlsPrivateKeyFile": key, "authentication": map[string]any{"x509": map[string]any{"clientCAFile": cert}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings.Port = 0 // a free one
 	g.o = Options{
-		Kubeconfig: config, NodeName: "n", NodeIPs: []string{"192.0.2.1"}, RuntimeSocket: socket, RootDir: filepath.Join(dir, "root"),
-		LogDir: filepath.Join(dir, "logs"), LinkDir: filepath.Join(dir, "links"), CgroupRoot: group,
-		Address: "127.0.0.1", Port: -1, ServingCert: cert, ServingKey: key, ClientCA: cert,
+		Config: settings, Kubeconfig: kubeconfig, NodeName: "n", NodeIPs: []string{"192.0.2.1"},
+		RootDir: filepath.Join(dir, "root"), LinkDir: filepath.Join(dir, "links"),
 	}
 	t.Cleanup(func() {
 		g.kill()

@@ -1,12 +1,15 @@
 package kubelet
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
+	"path"
 	"strconv"
+	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -18,6 +21,7 @@ import (
 	"worknode/kubelet/act"
 	"worknode/kubelet/api"
 	"worknode/kubelet/cgroups"
+	"worknode/kubelet/config"
 	"worknode/kubelet/event"
 	"worknode/kubelet/logs"
 	"worknode/kubelet/object"
@@ -30,72 +34,52 @@ import (
 	"worknode/version"
 )
 
-// Options are the kubelet's settings. Kubeconfig, NodeName and RuntimeSocket are required.
+// Options are the kubelet's settings. Kubeconfig and NodeName are required.
 type Options struct {
-	Kubeconfig    string
-	NodeName      string
-	NodeIPs       []string // of this node, at most one per family, the preferred first; empty: found
-	RuntimeSocket string   // of the CRI, a path or unix:// address
+	// Config is what config.Load returned; nil: the defaults of a node without a configuration. Port zero is a free one.
+	Config     *config.Configuration
+	Kubeconfig string
+	NodeName   string
+	NodeIPs    []string          // of this node, at most one per family, the preferred first; empty: found
+	Labels     map[string]string // of the node object, beside those that every node has
 
-	RootDir    string // default /var/lib/kubelet
-	LogDir     string // of the pods' logs; default /var/log/pods
-	LinkDir    string // of the links that log collectors read; default /var/log/containers; "-" for none
-	CgroupRoot string // default /kubepods
-
-	Address     string // of the server, default 0.0.0.0
-	Port        int    // default 10250; negative: a free one
-	HealthzAddr string // of a plain /healthz, such as 127.0.0.1:10248; empty: none
-	ServingCert string // files, PEM; read again when they change
-	ServingKey  string
-	ClientCA    string // whose certificates may use the server
-
-	ClusterDNS    []string
-	ClusterDomain string
-	ResolvConf    string // default /etc/resolv.conf
-	MaxPods       int    // default 110
-	PodPidsLimit  int64  // not positive: no bound
-	PodCIDR       string // for the node object; may be empty
-	Labels        map[string]string
-	Profiling     bool // serve /debug/pprof
+	RootDir string // default /var/lib/kubelet
+	LinkDir string // links to logs, for collectors; default /var/log/containers, "-" for none
 }
 
 func (o *Options) defaults() error {
-	for _, need := range []struct{ what, value string }{
-		{"a kubeconfig", o.Kubeconfig}, {"the node's name", o.NodeName}, {"the container runtime's socket", o.RuntimeSocket},
-	} {
+	for _, need := range []struct{ what, value, flag string }{{"a kubeconfig", o.Kubeconfig, "--kubeconfig"}, {"the node's name", o.NodeName, "--hostname-override"}} {
 		if need.value == "" {
-			return fault.New(fault.Invalid, "kubelet: %s is missing", need.what)
+			return fault.Hint(fault.New(fault.Invalid, "kubelet: %s is missing", need.what), "give it with %s", need.flag)
 		}
 	}
-	for _, d := range []struct {
-		field *string
-		value string
-	}{
-		{&o.RootDir, "/var/lib/kubelet"}, {&o.LogDir, "/var/log/pods"}, {&o.LinkDir, "/var/log/containers"},
-		{&o.CgroupRoot, "/kubepods"}, {&o.Address, "0.0.0.0"}, {&o.ResolvConf, "/etc/resolv.conf"},
-	} {
-		if *d.field == "" {
-			*d.field = d.value
+	if o.Config == nil {
+		var err error
+		if o.Config, err = config.Load(config.Sources{}); err != nil {
+			return err
 		}
 	}
+	o.RootDir, o.LinkDir = cmp.Or(o.RootDir, "/var/lib/kubelet"), cmp.Or(o.LinkDir, "/var/log/containers")
 	if o.LinkDir == "-" {
 		o.LinkDir = ""
 	}
-	if o.Port == 0 {
-		o.Port = 10250
-	}
-	o.Port = max(o.Port, 0)
-	if o.MaxPods == 0 {
-		o.MaxPods = 110
-	}
 	return nil
 }
+
+// podsGroup is the cgroup of all pods. Source: KubeletConfiguration, cgroupRoot.
+func (o *Options) podsGroup() string { return path.Join("/", o.Config.CgroupRoot, "kubepods") }
 
 // Run runs the kubelet until ctx ends. Containers go on running after it.
 // Errors: only what keeps it from starting at all (settings, a port in use, no cgroups); what fails later is retried.
 func Run(ctx context.Context, o Options) error {
 	if err := o.defaults(); err != nil {
 		return err
+	}
+	if err := config.Machine(o.Config); err != nil {
+		return err
+	}
+	if left := config.Unheeded(o.Config); len(left) > 0 {
+		slog.Warn("settings of the kubelet configuration without effect in this version", "fields", strings.Join(left, ", "))
 	}
 	if err := os.MkdirAll(o.RootDir, 0o750); err != nil {
 		return fault.Hint(fmt.Errorf("kubelet root: %w", err), "choose another directory with --root")
@@ -104,7 +88,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	conn, err := act.Dial(o.RuntimeSocket)
+	conn, err := act.Dial(o.Config.ContainerRuntimeEndpoint)
 	if err != nil {
 		return err
 	}
@@ -126,15 +110,16 @@ func Run(ctx context.Context, o Options) error {
 	}
 
 	server := api.New(api.Config{
-		Addr: net.JoinHostPort(o.Address, strconv.Itoa(o.Port)), HealthzAddr: o.HealthzAddr,
-		CertFile: o.ServingCert, KeyFile: o.ServingKey, ClientCAFile: o.ClientCA,
-		NodeName: o.NodeName, RootDir: o.RootDir, Pods: r, Runtime: runtime, Metrics: r.metrics, Profiling: o.Profiling,
+		Addr: net.JoinHostPort(o.Config.Address, strconv.Itoa(int(o.Config.Port))), HealthzAddr: healthz(o.Config),
+		CertFile: o.Config.TLSCertFile, KeyFile: o.Config.TLSPrivateKeyFile, ClientCAFile: o.Config.Authentication.X509.ClientCAFile,
+		TLS: config.TLS(o.Config), Configz: func() ([]byte, error) { return config.JSON(o.Config) },
+		NodeName: o.NodeName, RootDir: o.RootDir, Pods: r, Runtime: runtime, Metrics: r.metrics, Profiling: *o.Config.EnableProfilingHandler,
 		Healthy: func() error { return nil },
 	})
 	if err := server.Listen(); err != nil {
 		return err
 	}
-	about, err := runtimeVersion(ctx, runtime, o.RuntimeSocket)
+	about, err := runtimeVersion(ctx, runtime, o.Config.ContainerRuntimeEndpoint)
 	if err != nil {
 		return err
 	}
@@ -148,7 +133,7 @@ func Run(ctx context.Context, o Options) error {
 	self := openNode(o, client, runtime, images, events, server.Bound())
 	r.ips = func() []string { return o.NodeIPs }
 	r.space = func() plan.Load { return space(self.Allocatable()) }
-	groups, err := cgroups.Open(o.CgroupRoot, cgroups.Facts{Allocatable: self.Allocatable(), PodPidsLimit: o.PodPidsLimit})
+	groups, err := cgroups.Open(o.podsGroup(), groupFacts(o.Config, self.Enforced()))
 	if err != nil {
 		return err
 	}
@@ -178,7 +163,7 @@ func Run(ctx context.Context, o Options) error {
 	slog.Info("kubelet is running", "node", o.NodeName, "runtime", about.RuntimeName+" "+about.RuntimeVersion, "found", len(r.found))
 	tasks.Go("pods", func(ctx context.Context) { source.API(ctx, client, o.NodeName, r) })
 	tasks.Go("audit", r.audit)
-	tasks.Go("log rotation", logs.New(logs.Config{Running: r.runningLogs, Reopen: r.act.Reopen}).Run)
+	tasks.Go("log rotation", logs.New(logConfig(o.Config, r)).Run)
 	<-ctx.Done()
 	return nil
 }

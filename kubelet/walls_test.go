@@ -32,6 +32,7 @@ var mayImport = map[string][]string{
 	"api/crilog": {},
 	"event":      {"kube"},
 	"logs":       {},
+	"config":     {"strict"},
 }
 
 // Packages that decide may not touch the world: no clock to read, no disk, no network, no log.

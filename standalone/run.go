@@ -168,7 +168,7 @@ func (n *node) services() []service {
 		{"kubelet", []string{"kubelet", "--kubeconfig", p.ClientConfig("kubelet"), "--hostname-override", n.NodeName,
 			"--node-ip", n.ip.String(), "--container-runtime-endpoint", "unix://" + p.RuntimeSocket(), "--root-dir", p.Kubelet(),
 			"--pod-logs-dir", p.PodLogs(), "--container-logs-dir", p.Logs() + "/containers",
-			"--cluster-dns", n.dnsIP().String(), "--cluster-domain", clusterDomain, "--resolv-conf", n.resolvConf(), "--pod-cidr", n.PodCIDR.String(), "--cgroup-root", p.Group + "/kubepods", "--port", strconv.Itoa(n.KubeletPort), "--healthz-port", strconv.Itoa(n.HealthPorts[0]),
+			"--cluster-dns", n.dnsIP().String(), "--cluster-domain", clusterDomain, "--resolv-conf", n.resolvConf(), "--pod-cidr", n.PodCIDR.String(), "--cgroup-root", p.Group, "--port", strconv.Itoa(n.KubeletPort), "--healthz-port", strconv.Itoa(n.HealthPorts[0]),
 			"--tls-cert-file", p.Cert("kubelet-serving"), "--tls-private-key-file", p.Key("kubelet-serving"), "--client-ca-file", p.CA()}},
 	}
 }

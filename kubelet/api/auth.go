@@ -66,6 +66,7 @@ func verbOf(r *http.Request) string {
 // with those last read, which costs three stats and needs no restart after a rotation.
 type tlsFiles struct {
 	cert, key, ca string
+	base          *tls.Config // may be nil
 
 	mu   sync.Mutex
 	have [3]stamp
@@ -136,14 +137,15 @@ func (f *tlsFiles) read() (*tls.Config, error) {
 	if !pool.AppendCertsFromPEM(pem) {
 		return nil, fault.New(fault.Invalid, "client CA %s holds no PEM certificate", f.ca)
 	}
-	return &tls.Config{
-		Certificates: []tls.Certificate{pair},
-		ClientCAs:    pool,
-		ClientAuth:   tls.VerifyClientCertIfGiven, // without one there is still /healthz
-		MinVersion:   tls.VersionTLS12,
-		// HTTP/1.1 alone: exec and its kin switch protocols on the connection, which HTTP/2 cannot.
-		NextProtos: []string{"http/1.1"},
-	}, nil
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if f.base != nil {
+		conf = f.base.Clone()
+	}
+	conf.Certificates = []tls.Certificate{pair}
+	conf.ClientCAs, conf.ClientAuth = pool, tls.VerifyClientCertIfGiven // without a certificate there is still /healthz
+	// HTTP/1.1 alone: exec and its kin switch protocols on the connection, which HTTP/2 cannot.
+	conf.NextProtos = []string{"http/1.1"}
+	return conf, nil
 }
 
 // quietLog sends net/http's complaints (handshakes of port scanners, mostly) to the debug level.

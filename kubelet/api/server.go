@@ -6,6 +6,7 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -37,10 +38,11 @@ type Pods interface {
 
 // Config says where the server listens and what it shows.
 type Config struct {
-	Addr              string // host:port; port 0 takes a free one, see Server.Addr
-	CertFile, KeyFile string // serving certificate; read anew when the files change
-	ClientCAFile      string // who may call: bearers of client certificates of these authorities; likewise
-	HealthzAddr       string // a plain HTTP listener for /healthz alone; empty: none
+	Addr              string      // host:port; port 0 takes a free one, see Server.Addr
+	CertFile, KeyFile string      // serving certificate; read anew when the files change
+	ClientCAFile      string      // who may call: bearers of client certificates of these authorities; likewise
+	TLS               *tls.Config // versions, suites and curves, by the configuration; nil: Go's choice from TLS 1.2
+	HealthzAddr       string      // a plain HTTP listener for /healthz alone; empty: none
 
 	NodeName string
 	RootDir  string // the file system whose room /stats/summary shows as the node's
@@ -50,6 +52,8 @@ type Config struct {
 	Healthy func() error
 	// Metrics appends the kubelet's own metrics in Prometheus text format; may be nil.
 	Metrics func(io.Writer)
+	// Configz is the configuration in force, as JSON; may be nil.
+	Configz func() ([]byte, error)
 	// Profiling serves /debug/pprof.
 	Profiling bool
 }
@@ -72,7 +76,7 @@ type Server struct {
 
 // New returns a server that does not listen yet.
 func New(c Config) *Server {
-	return &Server{Config: c, tls: &tlsFiles{cert: c.CertFile, key: c.KeyFile, ca: c.ClientCAFile}}
+	return &Server{Config: c, tls: &tlsFiles{cert: c.CertFile, key: c.KeyFile, ca: c.ClientCAFile, base: c.TLS}}
 }
 
 // Listen opens the sockets, so that a port in use is told before anything else starts. Run calls it if needed.
@@ -178,6 +182,7 @@ func (s *Server) routes() http.Handler {
 	open("metrics", "GET /metrics", s.getMetrics)
 	open("metrics", "GET /metrics/resource", s.getResourceMetrics)
 	open("stats", "GET /stats/summary", s.getSummary)
+	open("configz", "GET /configz", s.getConfigz)
 	if s.Profiling {
 		open("proxy", "GET /debug/pprof/", pprof.Index)
 		open("proxy", "GET /debug/pprof/cmdline", pprof.Cmdline)
@@ -189,6 +194,21 @@ func (s *Server) routes() http.Handler {
 		http.Error(w, fmt.Sprintf("%s %s: the kubelet has no such path", r.Method, r.URL.Path), http.StatusNotFound)
 	})
 	return mux
+}
+
+// getConfigz shows the configuration in force. Source: component-base configz.
+func (s *Server) getConfigz(w http.ResponseWriter, r *http.Request) {
+	if s.Configz == nil {
+		http.NotFound(w, r)
+		return
+	}
+	data, err := s.Configz()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(data) // a caller that hung up wants no answer
 }
 
 func (s *Server) limit(next http.Handler) http.Handler {

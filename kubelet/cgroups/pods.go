@@ -29,6 +29,7 @@ type Facts struct {
 	Allocatable      v1.ResourceList // what all pods together may use (cpu, memory); what is missing is not bounded
 	PodPidsLimit     int64           // processes a pod; not positive: no bound
 	CPUQuotaPeriodUs int64           // CFS period; zero: 100 ms
+	NoCPUQuota       bool            // CPU limits are not enforced
 }
 
 // Pods is the tree below one root. It is safe for concurrent use.
@@ -125,7 +126,7 @@ func (p *Pods) Ensure(pod *v1.Pod) (parent string, err error) {
 	}
 	class := translate.QoS(pod)
 	parent = p.parent(class, pod.UID)
-	bounds := translate.ForPod(pod, translate.Node{CPUQuotaPeriodUs: p.facts.CPUQuotaPeriodUs})
+	bounds := translate.ForPod(pod, translate.Node{CPUQuotaPeriodUs: p.facts.CPUQuotaPeriodUs, NoCPUQuota: p.facts.NoCPUQuota})
 	if err := p.tree.Make(parent, p.resources(bounds)); err != nil {
 		return "", err
 	}

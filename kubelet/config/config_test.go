@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -190,4 +191,35 @@ func FuzzConfiguration(f *testing.F) {
 		}
 		Load(Sources{Flags: tree}) // whatever it says, it says it without a panic
 	})
+}
+
+func TestSettingsWithoutEffectAreNamed(t *testing.T) {
+	if got := Unheeded(load(t, head, nil)); len(got) > 0 {
+		t.Errorf("defaults: %v", got)
+	}
+	c := load(t, head+"maxPods: 5\nserializeImagePulls: false\nauthentication: {anonymous: {enabled: true}}\n", nil)
+	if got := strings.Join(Unheeded(c), " "); got != "authentication.anonymous serializeImagePulls" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// A name that the type does not have would hide nothing and promise something.
+func TestHeededFieldsExist(t *testing.T) {
+	all := map[string]bool{}
+	var collect func(prefix string, of reflect.Type)
+	collect = func(prefix string, of reflect.Type) {
+		for i := range of.NumField() {
+			name, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
+			all[prefix+name] = true
+			if of.Field(i).Type.Kind() == reflect.Struct {
+				collect(prefix+name+".", of.Field(i).Type)
+			}
+		}
+	}
+	collect("", reflect.TypeFor[Configuration]())
+	for _, name := range heeded {
+		if !all[name] {
+			t.Errorf("there is no field %s", name)
+		}
+	}
 }

@@ -146,7 +146,7 @@ func words(all *complaints, c *Configuration) {
 	}
 	if c.ReservedSystemCPUs != "" {
 		all.unless(c.SystemReservedCgroup == "" && c.KubeReservedCgroup == "", "reservedSystemCPUs", "it excludes systemReservedCgroup and kubeReservedCgroup")
-		all.unless(cpuList(c.ReservedSystemCPUs), "reservedSystemCPUs", "%q is not a list such as 0,2-3", c.ReservedSystemCPUs)
+		all.unless(CPUs(c.ReservedSystemCPUs) > 0, "reservedSystemCPUs", "%q is not a list such as 0,2-3", c.ReservedSystemCPUs)
 	}
 }
 
@@ -257,20 +257,27 @@ func taint(all *complaints, field string, t v1.Taint) {
 	all.unless(t.TimeAdded == nil, field+".timeAdded", "the API server sets it")
 }
 
-// cpuList tells whether text is a list of CPUs. Source: cpuset(7), list format.
-func cpuList(text string) bool {
+// CPUs is the number of CPUs in a list such as 0,2-3, zero if it is none. Source: cpuset(7), list format.
+func CPUs(text string) (n int) {
+	seen := map[int]bool{}
 	for part := range strings.SplitSeq(text, ",") {
-		low, high, isRange := strings.Cut(part, "-")
+		low, high, isRange := strings.Cut(strings.TrimSpace(part), "-")
 		a, err := strconv.Atoi(low)
-		if err != nil || a < 0 {
-			return false
+		b := a
+		if isRange && err == nil {
+			b, err = strconv.Atoi(high)
 		}
-		if b, err := strconv.Atoi(high); isRange && (err != nil || b < a) {
-			return false
+		if err != nil || a < 0 || b < a || b >= mostCPUs {
+			return 0
+		}
+		for ; a <= b; a++ {
+			seen[a] = true
 		}
 	}
-	return true
+	return len(seen)
 }
+
+const mostCPUs = 1 << 16 // more than any kernel knows
 
 // value0 is what a pointer points to, or the zero value.
 func value0[T any](p *T) (zero T) {

@@ -143,6 +143,13 @@ type pressure struct {
 
 const pressureLasts = 5 * time.Minute
 
+// Below these the node says that it is under pressure. Source: KubeletConfiguration, the defaults of evictionHard.
+const (
+	memoryKept      = 100 << 20
+	diskKeptPercent = 10
+	inodesKept      = 5 // percent
+)
+
 // pidsKept is how many processes must still fit before the kernel's limit is called near.
 const pidsKept = 500
 

@@ -16,25 +16,26 @@ import (
 // The lease's times. Source: KubeletConfiguration, nodeLeaseDurationSeconds; renewal at a quarter of it.
 const (
 	leaseSeconds = 40
-	renewEvery   = leaseSeconds * time.Second / 4
 	leaseSpace   = "kube-node-lease"
 )
 
-// renewLease says every ten seconds that the kubelet lives, whatever the runtime does. uid is the Node's, which owns
+func (n *Node) renewEvery() time.Duration { return time.Duration(n.LeaseSeconds) * time.Second / 4 }
+
+// renewLease says every ten seconds, or as configured, that the kubelet lives, whatever the runtime does. uid is the Node's, which owns
 // the lease, so that it goes with the Node.
 func (n *Node) renewLease(ctx context.Context, uid types.UID) {
 	var lease *coordination.Lease // as the API server has it; nil: to be read or made first
 	retry := shortly
 	for {
 		got, err := n.renewOnce(ctx, lease, uid)
-		wait := renewEvery
+		wait := n.renewEvery()
 		if err == nil {
 			retry = shortly
 		} else {
 			if retry == shortly && ctx.Err() == nil {
 				slog.Warn("node lease was not renewed, retrying", "node", n.Name, "err", err)
 			}
-			wait, retry = retry, min(2*retry, renewEvery/2)
+			wait, retry = retry, min(2*retry, n.renewEvery()/2)
 		}
 		lease = got
 		select {
@@ -47,7 +48,7 @@ func (n *Node) renewLease(ctx context.Context, uid types.UID) {
 
 // renewOnce writes the lease and returns it as the server has it, nil if that is not known.
 func (n *Node) renewOnce(ctx context.Context, lease *coordination.Lease, uid types.UID) (*coordination.Lease, error) {
-	ctx, cancel := context.WithTimeout(ctx, renewEvery)
+	ctx, cancel := context.WithTimeout(ctx, n.renewEvery())
 	defer cancel()
 	if lease == nil {
 		lease = &coordination.Lease{}
@@ -72,7 +73,7 @@ func (n *Node) fillLease(lease *coordination.Lease, uid types.UID) {
 	lease.Namespace, lease.Name = leaseSpace, n.Name
 	lease.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: uid}}
 	lease.Spec.HolderIdentity, lease.Spec.RenewTime = &n.Name, &now
-	lease.Spec.LeaseDurationSeconds = new(int32(leaseSeconds))
+	lease.Spec.LeaseDurationSeconds = &n.LeaseSeconds
 }
 
 func (n *Node) createLease(ctx context.Context, uid types.UID) (*coordination.Lease, error) {

@@ -5,6 +5,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"worknode/kube"
@@ -36,6 +38,16 @@ type Config struct {
 	RootDir     string // its file system is the node's ephemeral storage
 	// Reserved is kept for the system and the node's own processes: cpu, memory, ephemeral-storage.
 	Reserved v1.ResourceList
+	// Kept is what hard eviction keeps free, as a share of the capacity or an amount.
+	Kept       map[v1.ResourceName]Threshold
+	Taints     []v1.Taint // of a node that registers; an existing node keeps its own
+	ProviderID string
+	Unlisted   bool // do not make the Node object: an administrator does
+	MaxImages  int  // named in the status, the largest; negative: all
+
+	// The times of the heartbeat; zero means the default of KubeletConfiguration.
+	LookEvery, ReportEvery time.Duration
+	LeaseSeconds           int32
 
 	// Runtime asks the container runtime how it is; see RuntimeOf.
 	Runtime func(context.Context) (Runtime, error)
@@ -51,6 +63,12 @@ type Runtime struct {
 	Problem            string
 	Handlers           []v1.NodeRuntimeHandler
 	SupplementalGroups bool // supplementalGroupsPolicy works
+}
+
+// Threshold is an amount that must stay free.
+type Threshold struct {
+	Percent float64 // of the capacity, if Amount is nil
+	Amount  *resource.Quantity
 }
 
 // The times of the heartbeat. Source: Kubernetes docs, nodes, heartbeats.
@@ -89,9 +107,10 @@ func New(c Config) *Node {
 	if c.Hostname == "" {
 		c.Hostname = c.Name
 	}
-	if c.MaxPods == 0 {
-		c.MaxPods = 110
-	}
+	c.MaxPods = cmp.Or(c.MaxPods, 110)
+	c.MaxImages = cmp.Or(c.MaxImages, imagesMost)
+	c.LookEvery, c.ReportEvery = cmp.Or(c.LookEvery, lookEvery), cmp.Or(c.ReportEvery, reportEvery)
+	c.LeaseSeconds = cmp.Or(c.LeaseSeconds, leaseSeconds)
 	if c.Event == nil {
 		c.Event = func(string, string, string) {}
 	}
@@ -103,6 +122,14 @@ func (n *Node) Facts() Facts { return n.facts }
 
 // Allocatable is what pods may request together. The caller owns the result.
 func (n *Node) Allocatable() v1.ResourceList { return allocatable(n.Config, n.facts) }
+
+// Enforced is what pods may use together: the allocatable, and what eviction keeps free, so that eviction comes before the
+// kernel. The caller owns the result. Source: Kubernetes docs, reserve compute resources, enforcing node allocatable.
+func (n *Node) Enforced() v1.ResourceList {
+	c := n.Config
+	c.Kept = nil
+	return allocatable(c, n.facts)
+}
 
 // Ready reports whether the runtime was well when last looked at, which is what the Ready condition says.
 func (n *Node) Ready() bool {
@@ -145,9 +172,9 @@ func (n *Node) Run(ctx context.Context) {
 			lastErr = ""
 		}
 		// Until the node is ready someone waits for it, so look again soon, then less and less often.
-		next := lookEvery
+		next := n.LookEvery
 		if !n.Ready() || lastErr != "" {
-			next, wait = wait, min(2*wait, lookEvery)
+			next, wait = wait, min(2*wait, n.LookEvery)
 		} else {
 			wait = shortly
 		}
@@ -226,6 +253,13 @@ func (n *Node) tryRegister(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callWithin)
 	defer cancel()
 	obj, got := n.object(time.Now()), &v1.Node{}
+	if n.Unlisted {
+		if err := n.Client.Get(ctx, kube.Nodes, "", n.Name, got); err != nil {
+			return fmt.Errorf("get node %s, which others make (registerNode: false): %w", n.Name, err)
+		}
+		n.uid, n.said = got.UID, got.Status
+		return nil
+	}
 	err := n.Client.Create(ctx, kube.Nodes, "", obj, got)
 	switch {
 	case err == nil:
@@ -276,7 +310,7 @@ func (n *Node) adoptMeta(ctx context.Context, got, want *v1.Node) error {
 func (n *Node) report(ctx context.Context) error {
 	now := time.Now()
 	want := n.status(now)
-	if sameStatus(want, n.said) && now.Sub(n.reported) < reportEvery {
+	if sameStatus(want, n.said) && now.Sub(n.reported) < n.ReportEvery {
 		return nil
 	}
 	patch, err := statusPatch(want, n.said)
@@ -319,6 +353,7 @@ func (n *Node) object(now time.Time) *v1.Node {
 	}
 	maps.Copy(labels, n.Labels)
 	node := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: labels}, Status: n.status(now)}
+	node.Spec.Taints, node.Spec.ProviderID = n.Taints, n.ProviderID
 	if n.PodCIDR != "" {
 		node.Spec.PodCIDR, node.Spec.PodCIDRs = n.PodCIDR, []string{n.PodCIDR}
 	}

@@ -36,7 +36,7 @@ func statusOf(c Config, f Facts, rt Runtime, p pressure, images []v1.ContainerIm
 		},
 		RuntimeHandlers: rt.Handlers,
 		Features:        &v1.NodeFeatures{SupplementalGroupsPolicy: &rt.SupplementalGroups},
-		Images:          largest(images),
+		Images:          largest(images, c.MaxImages),
 	}
 	for _, ip := range c.IPs {
 		out.Addresses = append(out.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: ip})
@@ -90,16 +90,10 @@ func capacity(c Config, f Facts) v1.ResourceList {
 	return out
 }
 
-// The hard eviction thresholds, which nobody may plan with. Source: KubeletConfiguration, evictionHard.
-const (
-	memoryKept      = 100 << 20
-	diskKeptPercent = 10
-	inodesKept      = 5 // percent
-)
-
 // allocatable is the capacity without what is reserved, what the eviction thresholds keep, and, of memory, huge pages.
 func allocatable(c Config, f Facts) v1.ResourceList {
 	out := capacity(c, f)
+	whole := map[v1.ResourceName]int64{v1.ResourceMemory: f.Memory, v1.ResourceEphemeralStorage: f.Storage}
 	take := func(name v1.ResourceName, q resource.Quantity) {
 		have := out[name]
 		have.Sub(q)
@@ -113,18 +107,27 @@ func allocatable(c Config, f Facts) v1.ResourceList {
 			take(name, q)
 		}
 	}
-	take(v1.ResourceMemory, *resource.NewQuantity(memoryKept, resource.BinarySI))
+	for name, kept := range c.Kept {
+		switch have := out[name]; {
+		case kept.Amount != nil:
+			take(name, *kept.Amount)
+		default:
+			take(name, *resource.NewQuantity(int64(float64(whole[name])*kept.Percent/100), have.Format))
+		}
+	}
 	for _, bytes := range f.HugePages {
 		take(v1.ResourceMemory, *resource.NewQuantity(bytes, resource.BinarySI))
 	}
-	take(v1.ResourceEphemeralStorage, *resource.NewQuantity(f.Storage/100*diskKeptPercent, resource.BinarySI))
 	return out
 }
 
-func largest(images []v1.ContainerImage) []v1.ContainerImage {
+func largest(images []v1.ContainerImage, most int) []v1.ContainerImage {
 	out := slices.Clone(images)
 	slices.SortStableFunc(out, func(a, b v1.ContainerImage) int { return int(b.SizeBytes>>10) - int(a.SizeBytes>>10) })
-	return out[:min(len(out), imagesMost)]
+	if most < 0 {
+		return out
+	}
+	return out[:min(len(out), most)]
 }
 
 // sameStatus compares all but the heartbeats.

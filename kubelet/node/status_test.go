@@ -43,7 +43,8 @@ func TestCapacityAndAllocatable(t *testing.T) {
 			"cpu=4 memory=8Gi ephemeral-storage=100Gi pods=50 hugepages-2Mi=1Gi",
 			"cpu=4 memory=0 ephemeral-storage=90Gi pods=50 hugepages-2Mi=1Gi"},
 	} {
-		cfg := Config{MaxPods: 50, Reserved: c.reserved}
+		kept := resource.MustParse("100Mi")
+		cfg := Config{MaxPods: 50, Reserved: c.reserved, Kept: map[v1.ResourceName]Threshold{"memory": {Amount: &kept}, "ephemeral-storage": {Percent: 10}}}
 		if got := quantities(capacity(cfg, facts)); got != c.capacity {
 			t.Errorf("%s: capacity %s, want %s", c.name, got, c.capacity)
 		}
@@ -113,7 +114,7 @@ func TestFiftyLargestImages(t *testing.T) {
 	for i := range 80 {
 		images = append(images, v1.ContainerImage{Names: []string{fmt.Sprint(i)}, SizeBytes: int64(i) << 20})
 	}
-	got := largest(images)
+	got := largest(images, imagesMost)
 	if len(got) != 50 || got[0].Names[0] != "79" || got[49].Names[0] != "30" {
 		t.Fatalf("%d images, first %v", len(got), got[0])
 	}

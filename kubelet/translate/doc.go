@@ -28,6 +28,7 @@ type Node struct {
 	LogRoot           string // /var/log/pods
 	SeccompRoot       string // where profiles of type Localhost are found, <kubelet root>/seccomp
 	CPUQuotaPeriodUs  int64  // CFS period in microseconds; zero: 100 ms
+	NoCPUQuota        bool   // CPU limits are not enforced; Source: KubeletConfiguration, cpuCFSQuota
 	SeccompDefault    bool   // RuntimeDefault for containers that name no profile
 	RecursiveReadOnly bool   // the runtime can make mounts recursively read-only
 }

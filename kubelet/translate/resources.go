@@ -151,7 +151,9 @@ func containerResources(pod *v1.Pod, c *v1.Container, node Node) *cri.LinuxConta
 func limits(cpu resource.Quantity, bounds v1.ResourceList, node Node) *cri.LinuxContainerResources {
 	r := &cri.LinuxContainerResources{CpuShares: Shares(cpu.MilliValue()), CpuPeriod: Period(node.CPUQuotaPeriodUs)}
 	limit := bounds[v1.ResourceCPU]
-	r.CpuQuota = Quota(limit.MilliValue(), r.CpuPeriod)
+	if !node.NoCPUQuota {
+		r.CpuQuota = Quota(limit.MilliValue(), r.CpuPeriod)
+	}
 	memory := bounds[v1.ResourceMemory]
 	r.MemoryLimitInBytes = memory.Value()
 	return r
@@ -195,7 +197,7 @@ func ForPod(pod *v1.Pod, node Node) PodResources {
 	}
 	out.MilliCPU = cpu.MilliValue()
 	out.Shares = Shares(out.MilliCPU)
-	if everyoneLimits(pod, v1.ResourceCPU) {
+	if everyoneLimits(pod, v1.ResourceCPU) && !node.NoCPUQuota {
 		q := most[v1.ResourceCPU]
 		out.QuotaUs = Quota(q.MilliValue(), out.Period)
 	}
@@ -227,7 +229,7 @@ func sandboxResources(pod *v1.Pod, node Node) (sum, overhead *cri.LinuxContainer
 	opts := podresource.PodResourcesOptions{ExcludeOverhead: true}
 	need, most := podresource.PodRequests(pod, opts), podresource.PodLimits(pod, opts)
 	sum = limits(need[v1.ResourceCPU], v1.ResourceList{}, node)
-	if everyoneLimits(pod, v1.ResourceCPU) {
+	if everyoneLimits(pod, v1.ResourceCPU) && !node.NoCPUQuota {
 		q := most[v1.ResourceCPU]
 		sum.CpuQuota = Quota(q.MilliValue(), sum.CpuPeriod)
 	}

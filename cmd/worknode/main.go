@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"syscall"
 
@@ -20,11 +21,21 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process the hard way
-	err := root().ExecuteContext(ctx)
+	err := command(filepath.Base(os.Args[0])).ExecuteContext(ctx)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "worknode: "+err.Error())
 	}
 	os.Exit(cli.ExitCode(err))
+}
+
+// command is what the binary does when called by a name: unit files, kubeadm and kube-bench know nodes by upstream's.
+func command(name string) *cobra.Command {
+	switch name {
+	case "kubelet":
+		return kubeletCommand()
+	default:
+		return root()
+	}
 }
 
 func root() *cobra.Command {

@@ -15,14 +15,9 @@ import (
 	"slices"
 	"strings"
 
-	kubelet "k8s.io/kubelet/config/v1beta1"
-
 	"worknode/fault"
 	"worknode/strict"
 )
-
-// Configuration is the kubelet's, as users write it.
-type Configuration = kubelet.KubeletConfiguration
 
 // Sources are where the settings come from; each may be empty.
 type Sources struct {
@@ -59,11 +54,9 @@ func Load(s Sources) (*Configuration, error) {
 	if err := validate(c); err != nil {
 		return nil, fault.New(fault.Invalid, "kubelet configuration %s: %w", where(s), err)
 	}
-	c.APIVersion, c.Kind = kubelet.SchemeGroupVersion.String(), kind
+	c.APIVersion, c.Kind = APIVersion, Kind
 	return c, nil
 }
-
-const kind = "KubeletConfiguration"
 
 // secure are settings that hold when nobody wrote a configuration: upstream's defaults for files, which ask every caller of
 // the server who it is, and where those are lax, the stricter choice. A machine with cgroup v1 is not turned away.
@@ -102,8 +95,8 @@ func parse(text []byte) (map[string]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if v, k := one["apiVersion"], one["kind"]; v != kubelet.SchemeGroupVersion.String() || k != kind {
-		return nil, fmt.Errorf("apiVersion %v, kind %v: want %s, %s", v, k, kubelet.SchemeGroupVersion, kind)
+	if v, k := one["apiVersion"], one["kind"]; v != APIVersion || k != Kind {
+		return nil, fmt.Errorf("apiVersion %v, kind %v: want %s, %s", v, k, APIVersion, Kind)
 	}
 	if err := strict.Decode(text, new(Configuration)); err != nil {
 		return nil, err

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	kubelet "k8s.io/kubelet/config/v1beta1"
 )
 
 // Socket is the container runtime's unless a configuration names another.
@@ -28,7 +27,7 @@ func fill(c *Configuration) {
 	pointer(&c.Authentication.Anonymous.Enabled, false)
 	pointer(&c.Authentication.Webhook.Enabled, true)
 	period(&c.Authentication.Webhook.CacheTTL, 2*time.Minute)
-	value(&c.Authorization.Mode, kubelet.KubeletAuthorizationModeWebhook)
+	value(&c.Authorization.Mode, "Webhook")
 	period(&c.Authorization.Webhook.CacheAuthorizedTTL, 5*time.Minute)
 	period(&c.Authorization.Webhook.CacheUnauthorizedTTL, 30*time.Second)
 
@@ -49,7 +48,7 @@ func fill(c *Configuration) {
 	value(&c.KubeAPIBurst, 100)
 	pointer(&c.EventRecordQPS, 50)
 	value(&c.EventBurst, 100)
-	value(&c.ConfigMapAndSecretChangeDetectionStrategy, kubelet.WatchChangeDetectionStrategy)
+	value(&c.ConfigMapAndSecretChangeDetectionStrategy, "Watch")
 	pointer(&c.EnableControllerAttachDetach, true)
 
 	value(&c.ContainerRuntimeEndpoint, Socket)
@@ -58,7 +57,7 @@ func fill(c *Configuration) {
 	value(&c.RegistryBurst, 10)
 	// A user who allows parallel pulls need not also forbid serial ones.
 	pointer(&c.SerializeImagePulls, c.MaxParallelImagePulls == nil || *c.MaxParallelImagePulls < 2)
-	value(&c.ImagePullCredentialsVerificationPolicy, kubelet.NeverVerifyPreloadedImages)
+	value(&c.ImagePullCredentialsVerificationPolicy, "NeverVerifyPreloadedImages")
 	period(&c.ImageMinimumGCAge, 2*time.Minute)
 	pointer(&c.ImageGCHighThresholdPercent, 85)
 	pointer(&c.ImageGCLowThresholdPercent, 80)
@@ -75,10 +74,10 @@ func fill(c *Configuration) {
 	pointer(&c.CPUCFSQuotaPeriod, metav1.Duration{Duration: 100 * time.Millisecond})
 	value(&c.CPUManagerPolicy, "none")
 	period(&c.CPUManagerReconcilePeriod, 10*time.Second)
-	value(&c.MemoryManagerPolicy, kubelet.NoneMemoryManagerPolicy)
-	value(&c.TopologyManagerPolicy, kubelet.NoneTopologyManagerPolicy)
-	value(&c.TopologyManagerScope, kubelet.ContainerTopologyManagerScope)
-	value(&c.MemoryReservationPolicy, kubelet.NoneMemoryReservationPolicy)
+	value(&c.MemoryManagerPolicy, "None")
+	value(&c.TopologyManagerPolicy, "none")
+	value(&c.TopologyManagerScope, "container")
+	value(&c.MemoryReservationPolicy, "None")
 	if c.EnforceNodeAllocatable == nil {
 		c.EnforceNodeAllocatable = []string{"pods"}
 	}
@@ -99,14 +98,14 @@ func fill(c *Configuration) {
 	period(&c.VolumeStatsAggPeriod, time.Minute)
 	value(&c.VolumePluginDir, "/usr/libexec/kubernetes/kubelet-plugins/volume/exec/")
 
-	value(&c.HairpinMode, kubelet.PromiscuousBridge)
+	value(&c.HairpinMode, "promiscuous-bridge")
 	pointer(&c.ResolverConfig, "/etc/resolv.conf")
 	pointer(&c.MakeIPTablesUtilChains, true)
 	pointer(&c.IPTablesMasqueradeBit, 14)
 	pointer(&c.IPTablesDropBit, 15)
 	value(&c.Logging.Format, "text")
-	if c.Logging.FlushFrequency.Duration.Duration == 0 {
-		c.Logging.FlushFrequency.Duration.Duration, c.Logging.FlushFrequency.SerializeAsString = 5*time.Second, true
+	if c.Logging.FlushFrequency == nil {
+		c.Logging.FlushFrequency = "5s"
 	}
 }
 

@@ -14,7 +14,6 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
-	kubelet "k8s.io/kubelet/config/v1beta1"
 )
 
 // complaints collects what is wrong, so that a user mends all of it at once.
@@ -109,18 +108,18 @@ func numbers(all *complaints, c *Configuration) {
 }
 
 func words(all *complaints, c *Configuration) {
-	oneOf(all, "authorization.mode", c.Authorization.Mode, kubelet.KubeletAuthorizationModeAlwaysAllow, kubelet.KubeletAuthorizationModeWebhook)
+	oneOf(all, "authorization.mode", c.Authorization.Mode, "AlwaysAllow", "Webhook")
 	oneOf(all, "cgroupDriver", c.CgroupDriver, "cgroupfs", "systemd")
 	oneOf(all, "cpuManagerPolicy", c.CPUManagerPolicy, "none", "static")
-	oneOf(all, "memoryManagerPolicy", c.MemoryManagerPolicy, kubelet.NoneMemoryManagerPolicy, kubelet.StaticMemoryManagerPolicy)
-	oneOf(all, "topologyManagerPolicy", c.TopologyManagerPolicy, kubelet.NoneTopologyManagerPolicy, kubelet.BestEffortTopologyManagerPolicy,
-		kubelet.RestrictedTopologyManagerPolicy, kubelet.SingleNumaNodeTopologyManagerPolicy)
-	oneOf(all, "topologyManagerScope", c.TopologyManagerScope, kubelet.ContainerTopologyManagerScope, kubelet.PodTopologyManagerScope)
-	oneOf(all, "hairpinMode", c.HairpinMode, kubelet.HairpinNone, kubelet.HairpinVeth, kubelet.PromiscuousBridge)
+	oneOf(all, "memoryManagerPolicy", c.MemoryManagerPolicy, "None", "Static")
+	oneOf(all, "topologyManagerPolicy", c.TopologyManagerPolicy, "none", "best-effort",
+		"restricted", "single-numa-node")
+	oneOf(all, "topologyManagerScope", c.TopologyManagerScope, "container", "pod")
+	oneOf(all, "hairpinMode", c.HairpinMode, "none", "hairpin-veth", "promiscuous-bridge")
 	oneOf(all, "memorySwap.swapBehavior", c.MemorySwap.SwapBehavior, "", "NoSwap", "LimitedSwap")
-	oneOf(all, "memoryReservationPolicy", c.MemoryReservationPolicy, kubelet.NoneMemoryReservationPolicy, kubelet.TieredReservationMemoryReservationPolicy)
+	oneOf(all, "memoryReservationPolicy", c.MemoryReservationPolicy, "None", "TieredReservation")
 	oneOf(all, "configMapAndSecretChangeDetectionStrategy", c.ConfigMapAndSecretChangeDetectionStrategy,
-		kubelet.WatchChangeDetectionStrategy, kubelet.TTLCacheChangeDetectionStrategy, kubelet.GetChangeDetectionStrategy)
+		"Watch", "Cache", "Get")
 	oneOf(all, "tlsMinVersion", c.TLSMinVersion, "VersionTLS10", "VersionTLS11", "VersionTLS12", "VersionTLS13")
 	oneOf(all, "logging.format", c.Logging.Format, "text", "json")
 	for _, f := range []struct{ name, address string }{{"address", c.Address}, {"healthzBindAddress", c.HealthzBindAddress}} {
@@ -159,8 +158,8 @@ func images(all *complaints, c *Configuration) {
 		all.unless(age > c.ImageMinimumGCAge.Duration, "imageMaximumGCAge", "%v is not above imageMinimumGCAge, %v", age, c.ImageMinimumGCAge.Duration)
 	}
 	oneOf(all, "imagePullCredentialsVerificationPolicy", c.ImagePullCredentialsVerificationPolicy,
-		kubelet.NeverVerify, kubelet.NeverVerifyPreloadedImages, kubelet.NeverVerifyAllowlistedImages, kubelet.AlwaysVerify)
-	all.unless(len(c.PreloadedImagesVerificationAllowlist) == 0 || c.ImagePullCredentialsVerificationPolicy == kubelet.NeverVerifyAllowlistedImages,
+		"NeverVerify", "NeverVerifyPreloadedImages", "NeverVerifyAllowlistedImages", "AlwaysVerify")
+	all.unless(len(c.PreloadedImagesVerificationAllowlist) == 0 || c.ImagePullCredentialsVerificationPolicy == "NeverVerifyAllowlistedImages",
 		"preloadedImagesVerificationAllowlist", "it needs imagePullCredentialsVerificationPolicy NeverVerifyAllowlistedImages")
 }
 

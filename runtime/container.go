@@ -92,6 +92,9 @@ func (l *loop) draft(s *state.Sandbox, config *cri.ContainerConfig) (*state.Cont
 	if config.GetLogPath() != "" && s.Config.GetLogDirectory() != "" {
 		c.LogPath = filepath.Join(s.Config.GetLogDirectory(), config.GetLogPath())
 	}
+	if err = l.askedDevices(c); err != nil {
+		return nil, err
+	}
 	_, err = l.made(s, c)
 	return c, err
 }
@@ -157,11 +160,11 @@ func (l *loop) launch(s *state.Sandbox, c *state.Container) error {
 	if err != nil {
 		return err
 	}
-	start, err := l.hands.Start(c, made, l.images.Base())
-	if err != nil {
+	if err := l.hands.MakeCgroup(c.Cgroup, made.Spec.Linux.Resources); err != nil {
 		return err
 	}
-	if err := l.hands.MakeCgroup(c.Cgroup, made.Spec.Linux.Resources); err != nil {
+	start, err := l.hands.Start(c, made, l.images.Base())
+	if err != nil {
 		return err
 	}
 	start.Init.Cgroup = l.hands.Tree.ProcsFiles(c.Cgroup)

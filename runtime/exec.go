@@ -73,7 +73,7 @@ func (l *loop) startExec(ctx context.Context, id string, args []string, terminal
 
 // identity plans the container again for what an exec takes over from it; mounts and devices do not matter then.
 func (l *loop) identity(s *state.Sandbox, c *state.Container) (plan.Made, error) {
-	return plan.Container(plan.Input{Sandbox: s, Config: c.Config, Image: c.Image, User: c.User, Host: l.hands.Host, Cgroup: c.Cgroup})
+	return plan.Container(plan.Input{Sandbox: s, Config: c.Config, Image: c.Image, User: c.User, Host: l.hands.Host, Cgroup: c.Cgroup, Edits: c.Edits})
 }
 
 // forget drops the monitor's record of an ended exec, beside whoever waits for the result.

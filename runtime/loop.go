@@ -201,7 +201,7 @@ func (l *loop) made(s *state.Sandbox, c *state.Container) (plan.Made, error) {
 	host.Cgroups = l.hands.CgroupBinds(c.Cgroup)
 	return plan.Container(plan.Input{
 		Sandbox: s, Config: c.Config, Image: c.Image, User: c.User, Host: host, Files: l.hands.Files(s),
-		Pins: l.hands.PinPaths(s), Pid: pid, Devices: devices, Volumes: c.Volumes, Cgroup: c.Cgroup,
+		Pins: l.hands.PinPaths(s), Pid: pid, Devices: devices, Volumes: c.Volumes, Cgroup: c.Cgroup, Edits: c.Edits,
 	})
 }
 

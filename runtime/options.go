@@ -20,7 +20,7 @@ func FromConfig(c config.Config) (Options, error) {
 		Root: c.Root, Run: c.Run, Socket: c.Socket, Monitor: c.Monitor, CgroupRoot: c.Cgroup, Streaming: c.Streaming,
 		ImageDir: c.Images.Folder, CertsDirs: c.Images.CertsDirs, PullStall: time.Duration(c.Images.ProgressTimeout),
 		Pinned: c.Images.Pinned, Parallel: c.Images.Parallel, Metrics: c.Metrics.Address, Debug: c.Debug.Socket,
-		CNI: cni.Config{ConfDir: c.Network.CNIConfDir, BinDirs: c.Network.CNIBinDirs},
+		CNI: cni.Config{ConfDir: c.Network.CNIConfDir, BinDirs: c.Network.CNIBinDirs}, CDIDirs: c.Devices.CDIDirs,
 	}
 	if c.Network.Bridge != "" {
 		subnet, err := netip.ParsePrefix(c.Network.PodCIDR)

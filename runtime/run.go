@@ -16,6 +16,7 @@ import (
 	"worknode/fault"
 	"worknode/runtime/act"
 	"worknode/runtime/api"
+	"worknode/runtime/cdi"
 	"worknode/runtime/cni"
 	"worknode/runtime/image"
 	"worknode/runtime/network"
@@ -40,6 +41,7 @@ type Options struct {
 	Pinned     []string       // names and patterns of images that the kubelet is not to clean up
 	Bridge     network.Config // built-in pod network; no name: CNI plugins connect pods
 	CNI        cni.Config     // empty folders: /etc/cni/net.d, /opt/cni/bin and a folder in Root
+	CDIDirs    []string       // folders of CDI specifications, the last wins; nil: where everybody looks
 	Streaming  string         // address of the streaming server; empty: 127.0.0.1:0
 	Metrics    string         // address for /metrics and /healthz over HTTP; empty: none
 	Debug      string         // unix socket with pprof, /metrics and /healthz; empty: Run/debug.sock; "-": none
@@ -116,6 +118,9 @@ func (o *Options) fill() error {
 	}
 	if len(o.CNI.BinDirs) == 0 {
 		o.CNI.BinDirs = []string{"/opt/cni/bin"}
+	}
+	if o.CDIDirs == nil {
+		o.CDIDirs = cdi.DefaultDirs
 	}
 	if o.CNI.State == "" {
 		o.CNI.State = filepath.Join(o.Root, "cni")

@@ -1,17 +1,22 @@
 package act
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"worknode/fault"
+	"worknode/kernel/seccomp"
 	"worknode/monitor/wire"
 	"worknode/runtime/plan"
 	"worknode/runtime/state"
@@ -76,10 +81,14 @@ func (h *Hands) Start(c *state.Container, made plan.Made, base string) (wire.Sta
 		}
 	}
 	for _, d := range spec.Linux.Devices {
-		init.Devices = append(init.Devices, wire.Device{Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor,
-			Mode: uint32(d.FileMode.Perm()), UID: *d.UID, GID: *d.GID})
+		init.Devices = append(init.Devices, wireDevice(d))
 	}
 	for _, m := range spec.Mounts {
+		if hostPath(c, m) {
+			if err := makeSource(m.Source); err != nil {
+				return start, fault.New(fault.Invalid, "mount %s: %w", m.Destination, err)
+			}
+		}
 		w, err := wireMount(m, base)
 		if err != nil {
 			return start, err
@@ -90,6 +99,24 @@ func (h *Hands) Start(c *state.Container, made plan.Made, base string) (wire.Sta
 	spec.Root.Path = init.Root.Upper // where it will be mounted, for the hooks
 	start.Hooks, err = h.hooks(c.ID, spec)
 	return start, err
+}
+
+// wireDevice fills in what a spec may leave out. Source: OCI config-linux.md, "Devices".
+func wireDevice(d specs.LinuxDevice) wire.Device {
+	out := wire.Device{Path: d.Path, Type: d.Type, Major: d.Major, Minor: d.Minor, Mode: 0o666}
+	if out.Type == "u" {
+		out.Type = "c"
+	}
+	if d.FileMode != nil {
+		out.Mode = uint32(d.FileMode.Perm())
+	}
+	if d.UID != nil {
+		out.UID = *d.UID
+	}
+	if d.GID != nil {
+		out.GID = *d.GID
+	}
+	return out
 }
 
 var nsNames = map[specs.LinuxNamespaceType]string{
@@ -115,25 +142,49 @@ func (h *Hands) process(spec *specs.Spec, choice plan.Seccomp) (wire.Init, error
 	if p.Capabilities != nil {
 		bounding = p.Capabilities.Bounding
 	}
-	switch {
-	case choice.Default:
-		program, err := h.seccomp.Default(bounding)
-		if err != nil {
-			return init, err
+	for _, r := range p.Rlimits {
+		kind, ok := rlimits[strings.TrimPrefix(strings.ToUpper(r.Type), "RLIMIT_")]
+		if !ok || r.Soft > r.Hard {
+			return init, fault.New(fault.Invalid, "rlimit %s of %d, at most %d, is none", r.Type, r.Soft, r.Hard)
 		}
-		init.Seccomp, init.SeccompFlags = program.Filter, program.Flags
+		init.Rlimits = append(init.Rlimits, wire.Rlimit{Type: kind, Soft: r.Soft, Hard: r.Hard})
+	}
+	program, err := h.filter(spec.Linux.Seccomp, choice, bounding)
+	init.Seccomp, init.SeccompFlags = program.Filter, program.Flags
+	return init, err
+}
+
+// filter compiles the seccomp profile: the one that an edit brought, else the one that was chosen, else none.
+func (h *Hands) filter(own *specs.LinuxSeccomp, choice plan.Seccomp, bounding []string) (seccomp.Program, error) {
+	switch {
+	case own != nil:
+		text, err := json.Marshal(own)
+		if err != nil {
+			return seccomp.Program{}, fmt.Errorf("seccomp profile: %w", err)
+		}
+		return h.seccomp.Load(text, bounding)
+	case choice.Default:
+		return h.seccomp.Default(bounding)
 	case choice.Path != "":
 		text, err := os.ReadFile(choice.Path)
 		if err != nil {
-			return init, fault.Hint(fault.New(fault.Invalid, "seccomp profile: %w", err), "put the profile on the node, or choose RuntimeDefault")
+			return seccomp.Program{}, fault.Hint(fault.New(fault.Invalid, "seccomp profile: %w", err), "put the profile on the node, or choose RuntimeDefault")
 		}
 		program, err := h.seccomp.Load(text, bounding)
 		if err != nil {
-			return init, fmt.Errorf("%s: %w", choice.Path, err)
+			err = fmt.Errorf("%s: %w", choice.Path, err)
 		}
-		init.Seccomp, init.SeccompFlags = program.Filter, program.Flags
+		return program, err
 	}
-	return init, nil
+	return seccomp.Program{}, nil
+}
+
+// rlimits by name. Source: getrlimit(2).
+var rlimits = map[string]int{
+	"AS": unix.RLIMIT_AS, "CORE": unix.RLIMIT_CORE, "CPU": unix.RLIMIT_CPU, "DATA": unix.RLIMIT_DATA, "FSIZE": unix.RLIMIT_FSIZE,
+	"LOCKS": unix.RLIMIT_LOCKS, "MEMLOCK": unix.RLIMIT_MEMLOCK, "MSGQUEUE": unix.RLIMIT_MSGQUEUE, "NICE": unix.RLIMIT_NICE,
+	"NOFILE": unix.RLIMIT_NOFILE, "NPROC": unix.RLIMIT_NPROC, "RSS": unix.RLIMIT_RSS, "RTPRIO": unix.RLIMIT_RTPRIO,
+	"RTTIME": unix.RLIMIT_RTTIME, "SIGPENDING": unix.RLIMIT_SIGPENDING, "STACK": unix.RLIMIT_STACK,
 }
 
 // mountFlags are the option words that are MS_* bits. Source: mount(8), OCI config.md "Linux mount options".
@@ -148,8 +199,23 @@ var mountPropagation = map[string]uintptr{
 	"shared": unix.MS_SHARED, "rshared": unix.MS_SHARED | unix.MS_REC, "unbindable": unix.MS_UNBINDABLE,
 }
 
-// wireMount splits the options. A bind mount whose source is missing gets a directory, as hostPath users of other
-// runtimes rely on.
+// hostPath reports whether a mount is one that the CRI request names.
+func hostPath(c *state.Container, m specs.Mount) bool {
+	return slices.ContainsFunc(c.Config.GetMounts(), func(r *cri.Mount) bool {
+		return r.GetHostPath() != "" && r.GetHostPath() == m.Source && path.Clean(r.GetContainerPath()) == path.Clean(m.Destination)
+	})
+}
+
+// makeSource makes a directory where a hostPath names nothing, as users of other runtimes rely on.
+func makeSource(dir string) error {
+	_, err := os.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = os.MkdirAll(dir, 0o755)
+	}
+	return err
+}
+
+// wireMount splits the options.
 func wireMount(m specs.Mount, base string) (wire.Mount, error) {
 	out := wire.Mount{Source: m.Source, Destination: m.Destination, Type: m.Type, IDMap: len(m.UIDMappings) > 0}
 	var data []string
@@ -160,24 +226,28 @@ func wireMount(m specs.Mount, base string) (wire.Mount, error) {
 			out.Propagation = append(out.Propagation, p)
 		} else if dir, ok := strings.CutPrefix(o, plan.LowerDir); ok {
 			out.Lower = append(out.Lower, strings.TrimPrefix(dir, base+"/"))
-		} else if o == "rro" {
-			out.RecReadonly = true
-			out.Flags |= unix.MS_RDONLY
-		} else if o != "rw" {
-			data = append(data, o)
+		} else {
+			switch o {
+			case "rro":
+				out.RecReadonly = true
+				out.Flags |= unix.MS_RDONLY
+			case "idmap", "ridmap":
+				out.IDMap = true
+			case "rw", "suid", "dev", "exec", "async", "atime", "diratime", "defaults": // as it is without
+			default:
+				data = append(data, o)
+			}
 		}
 	}
 	out.Data = strings.Join(data, ",")
+	if m.Type == "bind" || m.Type == "" || m.Type == "none" {
+		out.Flags |= unix.MS_BIND
+	}
 	if out.Flags&unix.MS_BIND == 0 {
 		return out, nil
 	}
 	out.Type = "bind"
 	info, err := os.Stat(m.Source)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(m.Source, 0o755); err == nil {
-			info, err = os.Stat(m.Source)
-		}
-	}
 	if err != nil {
 		return out, fault.New(fault.Invalid, "mount %s: %w", m.Destination, err)
 	}

@@ -34,6 +34,7 @@ type Config struct {
 	Log     Log     `toml:"log"`
 	Images  Images  `toml:"images"`
 	Network Network `toml:"network"`
+	Devices Devices `toml:"devices"`
 	Metrics Metrics `toml:"metrics"`
 	Debug   Debug   `toml:"debug"`
 }
@@ -69,6 +70,11 @@ type Network struct {
 	CNIBinDirs []string `toml:"cni-bin-dirs"` // folders of CNI plugins
 }
 
+// Devices is about what containers may get of the machine's hardware.
+type Devices struct {
+	CDIDirs []string `toml:"cdi-dirs"` // folders of CDI specifications, read for each container that names a device; a later one wins
+}
+
 // Metrics is about numbers for others.
 type Metrics struct {
 	Address string `toml:"address"` // serve /metrics and /healthz here over HTTP, without log-in; empty: only on the debug socket
@@ -89,6 +95,7 @@ func Default() Config {
 			CertsDirs: []string{"/etc/containerd/certs.d", "/etc/docker/certs.d"}, ProgressTimeout: Duration(time.Minute), Parallel: 3,
 		},
 		Network: Network{PodCIDR: "10.88.0.0/16", CNIConfDir: "/etc/cni/net.d", CNIBinDirs: []string{"/opt/cni/bin"}},
+		Devices: Devices{CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}},
 	}
 }
 

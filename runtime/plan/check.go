@@ -87,9 +87,6 @@ func Check(c *cri.ContainerConfig) error {
 			return fault.New(fault.Invalid, "%s: environment variable %q has no usable name or a NUL byte", name, kv.GetKey())
 		}
 	}
-	if len(c.GetCDIDevices()) > 0 {
-		return fault.New(fault.Unsupported, "%s: CDI device %s: CDI is not supported yet", name, c.GetCDIDevices()[0].GetName())
-	}
 	if _, err := UserNamespace(sc.GetNamespaceOptions()); err != nil {
 		return wrap(name, err)
 	}

@@ -30,6 +30,7 @@ type Input struct {
 	Volumes []state.Volume                      // image volumes of Config.Mounts, found on the disk
 	Devices []specs.LinuxDevice                 // what Config.Devices names, looked up; all of /dev when privileged
 	Cgroup  string
+	Edits   []state.Edit // what CDI and NRI change, in order
 }
 
 // Host is what a plan must know of the node.
@@ -84,7 +85,7 @@ func Container(in Input) (Made, error) {
 		Root:        &specs.Root{Readonly: sc.GetReadonlyRootfs()},
 		Process: &specs.Process{
 			Terminal:        in.Config.GetTty(),
-			User:            specs.User{UID: in.User.UID, GID: in.User.GID, AdditionalGids: in.User.Groups},
+			User:            User(in.User),
 			Args:            args,
 			Env:             environment(in),
 			Cwd:             workdir(in.Config, in.Image),
@@ -110,7 +111,32 @@ func Container(in Input) (Made, error) {
 		spec.Linux.MaskedPaths = sc.GetMaskedPaths()
 		spec.Linux.ReadonlyPaths = sc.GetReadonlyPaths()
 	}
-	return Made{spec, seccomp}, nil
+	for _, e := range in.Edits {
+		if err := Apply(spec, e); err != nil {
+			return Made{}, err
+		}
+	}
+	return Made{spec, seccomp}, supported(spec)
+}
+
+// supported refuses what an edit may ask for and this build cannot do: left out in silence, it would be missed later.
+func supported(spec *specs.Spec) error {
+	l, p := spec.Linux, spec.Process
+	for what, asked := range map[string]bool{
+		"a scheduler": p.Scheduler != nil, "an I/O priority": p.IOPriority != nil, "a memory policy": l.MemoryPolicy != nil,
+		"RDT": l.IntelRdt != nil, "network devices of the host": len(l.NetDevices) > 0, "block I/O limits": l.Resources.BlockIO != nil,
+		"a seccomp listener": l.Seccomp != nil && l.Seccomp.ListenerPath != "",
+	} {
+		if asked {
+			return fault.Hint(fault.New(fault.Unsupported, "the container is to get %s, which this build cannot give", what), "a CDI device or an NRI plugin asks for it")
+		}
+	}
+	return nil
+}
+
+// User is a process's user as the OCI spec writes it.
+func User(u state.User) specs.User {
+	return specs.User{UID: u.UID, GID: u.GID, AdditionalGids: u.Groups}
 }
 
 // command joins image and request. A command in the request drops the image's arguments too.

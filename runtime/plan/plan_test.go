@@ -264,7 +264,6 @@ func TestRefusedContainers(t *testing.T) {
 		"relative workdir": {func(c *cri.ContainerConfig) { c.WorkingDir = "x" }, fault.Invalid, "working_dir"},
 		"variable name":    {func(c *cri.ContainerConfig) { c.Envs = []*cri.KeyValue{{Key: "A=B"}} }, fault.Invalid, "A=B"},
 		"NUL in value":     {func(c *cri.ContainerConfig) { c.Envs = []*cri.KeyValue{{Key: "A", Value: []byte{0}}} }, fault.Invalid, "NUL"},
-		"cdi":              {func(c *cri.ContainerConfig) { c.CDIDevices = []*cri.CDIDevice{{Name: "gpu=1"}} }, fault.Unsupported, "gpu=1"},
 		"rro without ro":   {mountOf(&cri.Mount{ContainerPath: "/a", HostPath: "/a", RecursiveReadOnly: true}), fault.Invalid, "readonly"},
 		"rro propagating": {mountOf(&cri.Mount{ContainerPath: "/a", HostPath: "/a", RecursiveReadOnly: true, Readonly: true,
 			Propagation: cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER}), fault.Invalid, "private"},

@@ -24,6 +24,7 @@ type Container struct {
 	Cgroup     string              // cgroup path
 	StopSignal int                 // what StopContainer sends first
 	User       User
+	Edits      []Edit `json:",omitempty"` // in order
 
 	Created  time.Time
 	Started  time.Time `json:",omitzero"`

@@ -69,7 +69,8 @@ func serve(dir string) {
 	o := runtime.Options{
 		Root: filepath.Join(dir, "root"), Run: filepath.Join(dir, "run"), Monitor: os.Getenv("WORKNODE_TEST_MONITOR"),
 		CgroupRoot: "/wn-test-" + filepath.Base(dir), ImageDir: filepath.Join(dir, "images"),
-		Bridge: network.Config{Bridge: "wn0", Subnet: netip.MustParsePrefix("10.88.0.0/24")},
+		Bridge:  network.Config{Bridge: "wn0", Subnet: netip.MustParsePrefix("10.88.0.0/24")},
+		CDIDirs: []string{filepath.Join(dir, "cdi"), filepath.Join(dir, "cdi-late")},
 	}
 	if lab := os.Getenv("WORKNODE_TEST_CNI"); lab != "" {
 		o.Bridge = network.Config{}

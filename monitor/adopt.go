@@ -20,7 +20,7 @@ func (m *Monitor) adopt(info wire.Process, fds []int) error {
 		_ = unix.SetNonblock(fd, true)
 	}
 	files := wire.Polled(fds, info.Files)
-	p := &process{m: m}
+	p := &process{m: m, adopted: true}
 	err := p.takeFiles(info, files)
 	var exit *wire.Exit
 	if err == nil {
@@ -150,6 +150,8 @@ func (p *process) wait(context.Context) {
 		slog.Error("waiting for the process ended; its exit will not be noticed", "id", p.info.ID, "error", err)
 		return
 	}
+	p.m.steps.enter()
+	defer p.m.steps.leave()
 	st, err := pidfd.ExitStatus(p.pidfd, p.info.Pid)
 	if err != nil {
 		slog.Warn("exit code is unknown", "id", p.info.ID, "error", err)

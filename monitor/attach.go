@@ -2,8 +2,11 @@ package monitor
 
 import (
 	"context"
+	"io"
 	"os"
+	"slices"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -54,9 +57,23 @@ func (s *sink) write(data []byte) {
 		return
 	}
 	s.backlog = append(s.backlog, data...)
+	s.start()
+}
+
+// start makes sure that the backlog is being written. The caller holds mu.
+func (s *sink) start() {
 	if !s.busy {
 		s.busy = true
 		s.p.m.tasks.Go("attach "+s.p.info.ID, func(context.Context) { s.flush() })
+	}
+}
+
+// goOn continues what the build before had begun.
+func (s *sink) goOn() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.backlog) > 0 || s.ended {
+		s.start()
 	}
 }
 
@@ -77,26 +94,42 @@ func (s *sink) try(data []byte) (int, error) {
 	return max(n, 0), err
 }
 
+// flush writes the backlog as the client takes it.
 func (s *sink) flush() {
-	for {
-		s.mu.Lock()
-		data := s.backlog
-		s.backlog = nil
-		if len(data) == 0 || s.dead {
-			s.busy = false
-			if s.ended && !s.dead {
-				s.drop()
-			}
-			s.mu.Unlock()
-			return
-		}
-		s.mu.Unlock()
-		if _, err := s.file.Write(data); err != nil {
-			s.mu.Lock()
-			s.drop()
-			s.mu.Unlock()
-		}
+	raw, err := s.file.SyscallConn()
+	if err == nil {
+		err = raw.Write(s.writeSome)
 	}
+	if err != nil { // closed meanwhile
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.busy = false
+		s.drop()
+	}
+}
+
+// writeSome reports whether the backlog is done with; false when the client takes no more now.
+func (s *sink) writeSome(fd uintptr) bool {
+	s.p.m.steps.enter()
+	defer s.p.m.steps.leave()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.backlog) > 0 && !s.dead {
+		n, err := retry(func() (int, error) { return unix.Write(int(fd), s.backlog) })
+		if err == unix.EAGAIN {
+			return false
+		}
+		if err != nil {
+			s.drop()
+			break
+		}
+		s.backlog = s.backlog[n:]
+	}
+	s.backlog, s.busy = nil, false
+	if s.ended {
+		s.drop()
+	}
+	return true
 }
 
 // finish closes the client's end as soon as it has taken its backlog.
@@ -208,42 +241,99 @@ func (p *process) attach(req *wire.Attach, files []*os.File) error {
 	return nil
 }
 
+// input is the stdin of one attached client on its way to the process.
+type input struct {
+	from *os.File
+	held []byte // read and not yet written; touched between steps.enter and leave
+}
+
+func closeInputs(list []*input) {
+	for _, in := range list {
+		in.from.Close()
+	}
+}
+
 // input copies a client's stdin to the process. The caller holds mu.
 func (p *process) input(from *os.File) {
-	to := p.stdin
-	if p.pty != nil {
-		to = p.pty
-	}
-	if to == nil { // the container was made without stdin, or has had its one session
+	if p.target() == nil { // the container was made without stdin, or has had its one session
 		from.Close()
 		return
 	}
-	p.inputs = append(p.inputs, from)
+	p.feed(&input{from: from})
+}
+
+// target is where input goes; nil for nowhere.
+func (p *process) target() *os.File {
+	if p.pty != nil {
+		return p.pty
+	}
+	return p.stdin
+}
+
+// feed starts to copy. The caller holds mu, and target is not nil.
+func (p *process) feed(in *input) {
+	to := p.target()
+	p.inputs = append(p.inputs, in)
 	p.m.tasks.Go("stdin "+p.info.ID, func(context.Context) {
-		buf := make([]byte, 4096)
-		for {
-			n, err := from.Read(buf)
-			if n > 0 {
-				if _, werr := to.Write(buf[:n]); werr != nil {
-					err = werr
-				}
-			}
-			if err != nil {
-				break
-			}
+		for p.put(in, to) == nil && p.get(in) == nil {
 		}
-		from.Close()
+		p.m.steps.enter()
+		defer p.m.steps.leave()
+		in.from.Close()
 		p.mu.Lock()
-		for i, f := range p.inputs {
-			if f == from {
-				p.inputs = append(p.inputs[:i:i], p.inputs[i+1:]...)
-				break
-			}
-		}
+		p.inputs = slices.DeleteFunc(slices.Clone(p.inputs), func(other *input) bool { return other == in })
 		once := p.info.StdinOnce && p.pty == nil
 		p.mu.Unlock()
 		if once {
 			p.closeStdin()
 		}
 	})
+}
+
+// get reads what the client has sent. Errors: its end.
+func (p *process) get(in *input) error {
+	return p.eachTime(in.from, (syscall.RawConn).Read, func(fd int) (err error) {
+		buf := make([]byte, 4096)
+		n, err := retry(func() (int, error) { return unix.Read(fd, buf) })
+		if err == nil && n == 0 {
+			return io.EOF
+		}
+		in.held = buf[:max(n, 0)]
+		return err
+	})
+}
+
+// put writes what was read. Errors: the process takes no more.
+func (p *process) put(in *input, to *os.File) error {
+	if len(in.held) == 0 {
+		return nil
+	}
+	return p.eachTime(to, (syscall.RawConn).Write, func(fd int) error {
+		for len(in.held) > 0 {
+			n, err := retry(func() (int, error) { return unix.Write(fd, in.held) })
+			if err != nil {
+				return err
+			}
+			in.held = in.held[n:]
+		}
+		return nil
+	})
+}
+
+// eachTime runs fn as a step whenever wait finds f ready, until it returns something else than EAGAIN.
+func (p *process) eachTime(f *os.File, wait func(syscall.RawConn, func(uintptr) bool) error, fn func(fd int) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	werr := wait(raw, func(fd uintptr) bool {
+		p.m.steps.enter()
+		defer p.m.steps.leave()
+		err = fn(int(fd))
+		return err != unix.EAGAIN
+	})
+	if werr != nil {
+		return werr
+	}
+	return err
 }

@@ -102,7 +102,6 @@ func retry(fn func() (int, error)) (int, error) {
 type pipeCopier struct {
 	p      *process
 	stream int
-	shown  int // bytes at the head of the pipe that attached clients have seen
 }
 
 // run returns when every writer has closed the pipe and all was copied, or the pipe was closed on our side.
@@ -133,47 +132,72 @@ func (c *pipeCopier) drain(fd int) (bool, error) {
 		return false, err
 	}
 	defer w.give()
-	var tail byte
-	seen := -1
+	look := look{before: -1}
 	for {
-		data, err := w.peek(fd, teeSize)
-		if err == unix.EAGAIN {
-			return false, nil
+		c.p.m.steps.enter()
+		stop, err := c.step(w, fd, &look)
+		c.p.m.steps.leave()
+		if stop != goOn || err != nil {
+			return stop == atEnd, err
 		}
-		if err != nil {
-			return false, err
-		}
-		if len(data) == 0 {
-			return true, nil
-		}
-		if len(data) > c.shown {
-			c.p.fan(c.stream, data[c.shown:])
-			c.shown = len(data)
-		}
-		at := time.Now()
-		out, used := format(w.out[:0], data, c.stream, at, tail)
-		w.out = out[:0]
-		if used == 0 {
-			// An unfinished line waits in the pipe, unless nobody can finish it (F), or the pipe holds more than a second
-			// look shows, which takes a writer of very many tiny packets (P).
-			switch held, err := unix.IoctlGetInt(fd, unix.TIOCINQ); {
-			case hungUp(fd):
-				tail = 'F'
-			case err != nil || held <= len(data):
-				return false, nil
-			case len(data) <= seen:
-				tail = 'P'
-			default:
-				seen = len(data)
-			}
-			continue
-		}
-		if err := c.p.log.commit(fd, c.stream, at, data[:used], out, tail); err != nil {
-			return false, err
-		}
-		c.shown = max(0, c.shown-used)
-		tail, seen = 0, -1
 	}
+}
+
+// look is what the last look at a pipe has found out for the next one.
+type look struct {
+	tail   byte // how to tag an unfinished line; 0: leave it
+	before int  // how much of the unfinished line there was; -1: none
+}
+
+type outcome int
+
+const (
+	goOn outcome = iota
+	wait
+	atEnd
+)
+
+// step moves one batch, or finds out why not.
+func (c *pipeCopier) step(w *work, fd int, look *look) (outcome, error) {
+	data, err := w.peek(fd, teeSize)
+	if err == unix.EAGAIN {
+		return wait, nil
+	}
+	if err != nil {
+		return wait, err
+	}
+	if len(data) == 0 {
+		return atEnd, nil
+	}
+	shown := &c.p.shown[c.stream]
+	if len(data) > *shown {
+		c.p.fan(c.stream, data[*shown:])
+		*shown = len(data)
+	}
+	at := time.Now()
+	out, used := format(w.out[:0], data, c.stream, at, look.tail)
+	w.out = out[:0]
+	if used == 0 {
+		// An unfinished line waits in the pipe, unless nobody can finish it (F), or the pipe holds more than a second
+		// look shows, which takes a writer of very many tiny packets (P).
+		switch held, err := unix.IoctlGetInt(fd, unix.TIOCINQ); {
+		case hungUp(fd):
+			look.tail = 'F'
+		case err != nil || held <= len(data):
+			return wait, nil
+		case len(data) <= look.before:
+			look.tail = 'P'
+		default:
+			look.before = len(data)
+		}
+		return goOn, nil
+	}
+	if err := c.p.log.commit(fd, c.stream, at, data[:used], out, look.tail); err != nil {
+		return wait, err
+	}
+	*shown = max(0, *shown-used)
+	look.tail, look.before = 0, -1
+	return goOn, nil
 }
 
 func hungUp(fd int) bool {
@@ -184,10 +208,7 @@ func hungUp(fd int) bool {
 
 // ptyCopier does the same for a terminal. Bytes in flight are lost if the monitor is killed: a terminal cannot be
 // peeked. An unfinished line waits in memory.
-type ptyCopier struct {
-	p    *process
-	tail []byte
-}
+type ptyCopier struct{ p *process }
 
 func (c *ptyCopier) run(context.Context) {
 	defer c.p.streamDone(0)
@@ -199,6 +220,8 @@ func (c *ptyCopier) run(context.Context) {
 	if err != nil && !errors.Is(err, os.ErrClosed) {
 		slog.Error("terminal copying ended", "id", c.p.info.ID, "error", err)
 	}
+	c.p.m.steps.enter()
+	defer c.p.m.steps.leave()
 	c.log(nil, true)
 }
 
@@ -210,33 +233,45 @@ func (c *ptyCopier) drain(fd int) bool {
 	}
 	defer w.give()
 	for {
-		n, err := retry(func() (int, error) { return unix.Read(fd, w.raw) })
-		if err == unix.EAGAIN {
+		switch c.step(w, fd) {
+		case wait:
 			return false
-		}
-		if err != nil || n == 0 { // EIO: the last one on the other side has gone
+		case atEnd:
 			return true
 		}
-		c.p.fan(0, w.raw[:n])
-		c.log(w.raw[:n], false)
 	}
 }
 
+func (c *ptyCopier) step(w *work, fd int) outcome {
+	c.p.m.steps.enter()
+	defer c.p.m.steps.leave()
+	n, err := retry(func() (int, error) { return unix.Read(fd, w.raw) })
+	if err == unix.EAGAIN {
+		return wait
+	}
+	if err != nil || n == 0 { // EIO: the last one on the other side has gone
+		return atEnd
+	}
+	c.p.fan(0, w.raw[:n])
+	c.log(w.raw[:n], false)
+	return goOn
+}
+
 func (c *ptyCopier) log(data []byte, final bool) {
-	c.tail = append(c.tail, data...)
+	c.p.tail = append(c.p.tail, data...)
 	var tag byte
 	if final {
 		tag = 'F'
 	}
-	for len(c.tail) > 0 {
-		out, used := format(nil, c.tail, 0, time.Now(), tag)
+	for len(c.p.tail) > 0 {
+		out, used := format(nil, c.p.tail, 0, time.Now(), tag)
 		if used == 0 {
 			return
 		}
 		c.p.log.mu.Lock()
 		c.p.log.write(out)
 		c.p.log.mu.Unlock()
-		c.tail = append(c.tail[:0], c.tail[used:]...)
+		c.p.tail = append(c.p.tail[:0], c.p.tail[used:]...)
 	}
-	c.tail = nil
+	c.p.tail = nil
 }

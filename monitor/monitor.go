@@ -28,12 +28,15 @@ import (
 	"worknode/fault"
 	"worknode/monitor/wire"
 	"worknode/task"
+	"worknode/version"
 )
 
 // Options say where a monitor lives.
 type Options struct {
 	Socket string // unix socket to serve
 	State  string // directory for exit records, made if absent; a tmpfs, as a reboot voids it
+
+	Handover Handover // what the build before this one left us with the process, if any
 }
 
 // Monitor is the state of one monitor. mu guards the tables; each process has a lock of its own, taken after mu.
@@ -53,6 +56,14 @@ type Monitor struct {
 	conns    map[*peer]struct{}
 
 	trim *time.Timer // gives memory back to the kernel once a burst of starts is over
+
+	// What must not be under way while another build takes over: requests, and steps of anything else that changes what
+	// is handed on. See upgrade.go.
+	calls, steps gate
+	upgrading    sync.Mutex
+	opts         Options
+	listener     *wire.Listener
+	caught       chan os.Signal
 }
 
 // trimAfter is how long no process must have started or been forgotten before memory is given back.
@@ -65,9 +76,9 @@ func Run(opts Options) error {
 	if err := os.MkdirAll(opts.State, 0o700); err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
-	listener, err := wire.Listen(opts.Socket)
-	if err != nil {
-		return err
+	m := &Monitor{
+		dir: opts.State, opts: opts, tasks: task.New(context.Background()), caught: make(chan os.Signal, 16),
+		procs: map[string]*process{}, pids: map[int]*process{}, early: map[int]unix.WaitStatus{}, conns: map[*peer]struct{}{},
 	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become a subreaper: %w", err)
@@ -77,18 +88,38 @@ func Run(opts Options) error {
 	if err != nil {
 		return fmt.Errorf("own pid namespace: %w", err)
 	}
-	m := &Monitor{
-		dir: opts.State, self: ownBinary(), pidNS: pidNS, tasks: task.New(context.Background()),
-		procs: map[string]*process{}, pids: map[int]*process{}, early: map[int]unix.WaitStatus{}, conns: map[*peer]struct{}{},
-	}
-	if err := m.recall(); err != nil {
-		return fmt.Errorf("exit records: %w", err)
-	}
+	m.self, m.pidNS = ownBinary(), pidNS
 	m.trim = time.AfterFunc(trimAfter, debug.FreeOSMemory)
+	if opts.Handover.State != 0 {
+		if err := m.resume(); err != nil {
+			return err
+		}
+	} else {
+		if m.listener, err = wire.Listen(opts.Socket); err != nil {
+			return err
+		}
+		if err := m.recall(); err != nil {
+			return fmt.Errorf("exit records: %w", err)
+		}
+	}
 	m.tasks.Go("signals", m.signals)
-	slog.Info("monitor serves", "socket", opts.Socket, "pid", os.Getpid(), "records", len(m.procs))
+	slog.Info("monitor serves", "socket", opts.Socket, "pid", os.Getpid(), "build", version.Build, "processes", len(m.procs))
+	return m.accept()
+}
+
+// accept takes connections for ever.
+func (m *Monitor) accept() error {
 	for {
-		conn, err := listener.Accept()
+		err := m.listener.Wait()
+		m.steps.enter()
+		var conn *wire.Conn
+		if err == nil {
+			conn, err = m.listener.Accept()
+		}
+		if err == nil {
+			m.serve(conn)
+		}
+		m.steps.leave()
 		if err != nil {
 			// Out of descriptors, most likely; those who are connected go on.
 			slog.Error("connection not accepted", "error", err)
@@ -96,9 +127,7 @@ func Run(opts Options) error {
 				return err
 			}
 			<-time.After(100 * time.Millisecond) // the listener stays readable: no spinning
-			continue
 		}
-		m.serve(conn)
 	}
 }
 
@@ -145,15 +174,22 @@ func ownBinary() string {
 	return fmt.Sprintf("/proc/self/fd/%d", tree)
 }
 
+// handled are the signals that do not end the monitor by themselves.
+var handled = []os.Signal{unix.SIGCHLD, unix.SIGHUP, unix.SIGINT, unix.SIGPIPE, unix.SIGTERM}
+
 // signals handles those sent to the monitor itself. Handlers, not SIG_IGN: what is ignored stays so in containers.
 func (m *Monitor) signals(ctx context.Context) {
-	ch := make(chan os.Signal, 16)
-	signal.Notify(ch, unix.SIGCHLD, unix.SIGHUP, unix.SIGINT, unix.SIGPIPE, unix.SIGTERM)
-	m.reap() // what ended before the handler was there
-	for s := range ch {
+	signal.Notify(m.caught, handled...)
+	reap := func() {
+		m.steps.enter()
+		defer m.steps.leave()
+		m.reap()
+	}
+	reap() // what ended before the handler was there
+	for s := range m.caught {
 		switch s {
 		case unix.SIGCHLD:
-			m.reap()
+			reap()
 		case unix.SIGTERM:
 			if n := m.running(); n > 0 {
 				slog.Warn("SIGTERM ignored: containers run", "count", n)
@@ -196,6 +232,7 @@ type peer struct {
 	mu     sync.Mutex
 	outbox []frame
 	wake   chan struct{}
+	busy   bool // a frame is being sent
 	closed bool
 }
 
@@ -209,7 +246,7 @@ type frame struct {
 // repeated when it connects again.
 const maxOutbox = 20_000
 
-func (m *Monitor) serve(conn *wire.Conn) {
+func (m *Monitor) serve(conn *wire.Conn) *peer {
 	p := &peer{conn: conn, wake: make(chan struct{}, 1)}
 	m.mu.Lock()
 	m.conns[p] = struct{}{}
@@ -223,17 +260,25 @@ func (m *Monitor) serve(conn *wire.Conn) {
 			p.close()
 		}()
 		for {
+			if err := conn.Wait(); err != nil {
+				return
+			}
+			m.calls.enter()
 			var req wire.Request
 			fds, err := conn.Recv(&req)
+			if err == nil {
+				m.handle(p, &req, fds)
+			}
+			m.calls.leave()
 			if err != nil {
 				if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
 					slog.Warn("client dropped", "error", err)
 				}
 				return
 			}
-			m.handle(p, &req, fds)
 		}
 	})
+	return p
 }
 
 func (p *peer) close() {
@@ -271,6 +316,7 @@ func (p *peer) writeLoop(context.Context) {
 	for range p.wake {
 		for {
 			p.mu.Lock()
+			p.busy = false
 			if len(p.outbox) == 0 {
 				p.outbox = nil
 				p.mu.Unlock()
@@ -278,6 +324,7 @@ func (p *peer) writeLoop(context.Context) {
 			}
 			f := p.outbox[0]
 			p.outbox = p.outbox[1:]
+			p.busy = true
 			p.mu.Unlock()
 			err := p.conn.Send(f.reply, f.files...)
 			if f.after != nil {
@@ -306,7 +353,16 @@ func (m *Monitor) broadcast(r wire.Reply) {
 	}
 }
 
-// handle answers one request. What may wait for a disk, a mount or a container runs as a task.
+// goCall runs what may wait for a disk, a mount or a container: a task that is part of its request.
+func (m *Monitor) goCall(name string, fn func()) {
+	m.calls.again()
+	m.tasks.Go(name, func(context.Context) {
+		defer m.calls.leave()
+		fn()
+	})
+}
+
+// handle answers one request.
 func (m *Monitor) handle(p *peer, req *wire.Request, fds []int) {
 	answer := func(err error) {
 		r := wire.Reply{Seq: req.Seq}
@@ -321,13 +377,13 @@ func (m *Monitor) handle(p *peer, req *wire.Request, fds []int) {
 	}
 	switch {
 	case req.Hello != nil:
-		p.send(frame{reply: wire.Reply{Seq: req.Seq, Hello: &wire.Hello{Version: wire.Version, Pid: os.Getpid()}}})
+		p.send(frame{reply: wire.Reply{Seq: req.Seq, Hello: hello()}})
 		m.repeatExits(p)
 	case req.Start != nil:
 		m.trim.Reset(trimAfter)
-		m.tasks.Go("start "+req.Start.ID, func(context.Context) { m.handleStart(p, req, fds) })
+		m.goCall("start "+req.Start.ID, func() { m.handleStart(p, req, fds) })
 	case req.Adopt != nil:
-		m.tasks.Go("adopt "+req.Adopt.Process.ID, func(context.Context) { answer(m.adopt(req.Adopt.Process, fds)) })
+		m.goCall("adopt "+req.Adopt.Process.ID, func() { answer(m.adopt(req.Adopt.Process, fds)) })
 	case req.Attach != nil:
 		for _, fd := range fds {
 			_ = unix.SetNonblock(fd, true)
@@ -350,10 +406,16 @@ func (m *Monitor) handle(p *peer, req *wire.Request, fds []int) {
 	case req.Quit != nil:
 		m.quit(p, req.Seq)
 	case req.Signal != nil, req.Resize != nil, req.Reopen != nil:
-		m.tasks.Go("request", func(context.Context) { answer(m.control(req)) })
+		m.goCall("request", func() { answer(m.control(req)) })
+	case req.Upgrade != nil: // not part of the calls that it waits for
+		m.tasks.Go("upgrade", func(context.Context) { answer(m.upgrade(req.Upgrade.Binary, p, req.Seq)) })
 	default:
 		answer(fault.New(fault.Unsupported, "request %d: this monitor (protocol %d) does not know it", req.Seq, wire.Version))
 	}
+}
+
+func hello() *wire.Hello {
+	return &wire.Hello{Version: wire.Version, Pid: os.Getpid(), Build: version.Build}
 }
 
 func errorOf(err error) *wire.Error {

@@ -25,6 +25,11 @@ type process struct {
 	pty     *os.File    // master
 	log     *logfile    // nil for an exec
 	drained chan struct{}
+	adopted bool // not our child: waited for by its pidfd
+
+	// Of the copiers, which touch them between steps.enter and leave.
+	shown [2]int // bytes at the head of each pipe that attached clients have seen
+	tail  []byte // a terminal's unfinished line
 
 	mu     sync.Mutex
 	info   wire.Process // Exit is nil until the output is drained
@@ -33,7 +38,8 @@ type process struct {
 	died   bool         // reaped; Exit follows
 	open   int          // streams still being copied
 	sinks  []*sink
-	inputs []*os.File // stdin ends of attached clients
+	inputs []*input   // of attached clients
+	ending *wire.Exit // how it died, until the output is drained
 	old    bool       // recorded by a predecessor and not adopted: announced by List alone
 }
 
@@ -116,11 +122,12 @@ func (p *process) release() {
 	for _, s := range sinks {
 		s.finish()
 	}
-	for _, f := range append(files, inputs...) {
+	for _, f := range files {
 		if f != nil {
 			f.Close()
 		}
 	}
+	closeInputs(inputs)
 	if p.log != nil {
 		if p.drained != nil {
 			<-p.drained
@@ -176,8 +183,7 @@ func exitOf(id string, st unix.WaitStatus, at time.Time) wire.Exit {
 	return wire.Exit{ID: id, Code: st.ExitStatus(), At: at}
 }
 
-// finish is called once, when the process has died: it writes the record at once, waits for the rest of the output and
-// then tells the runtime.
+// finish is called once, when the process has died, amid a step or a call: it writes the record at once; end follows.
 func (p *process) finish(exit wire.Exit) {
 	p.mu.Lock()
 	if p.died {
@@ -186,6 +192,7 @@ func (p *process) finish(exit wire.Exit) {
 	}
 	p.died = true
 	exit.OOMKilled = oomKilled(p.info.OOMFile)
+	p.ending = &exit
 	slave := p.slave
 	p.slave = nil
 	p.mu.Unlock()
@@ -193,25 +200,29 @@ func (p *process) finish(exit wire.Exit) {
 	if slave != nil {
 		slave.Close()
 	}
-	p.m.tasks.Go("end "+p.info.ID, func(ctx context.Context) {
-		timer := time.NewTimer(drainLimit)
-		defer timer.Stop()
-		select {
-		case <-p.drained:
-		case <-timer.C:
-			slog.Warn("the process has exited but another holds its output open", "id", p.info.ID, "waited", drainLimit)
-		case <-ctx.Done():
-			return
-		}
-		p.mu.Lock()
-		p.info.Exit = &exit
-		p.info.Files = nil
-		inputs := p.inputs
-		p.inputs = nil
-		p.mu.Unlock()
-		for _, f := range inputs {
-			f.Close()
-		}
-		p.m.broadcast(wire.Reply{Exit: &exit})
-	})
+	p.m.tasks.Go("end "+p.info.ID, p.end)
+}
+
+// end tells the runtime of a death once all output is in the log.
+func (p *process) end(ctx context.Context) {
+	timer := time.NewTimer(drainLimit)
+	defer timer.Stop()
+	select {
+	case <-p.drained:
+	case <-timer.C:
+		slog.Warn("the process has exited but another holds its output open", "id", p.info.ID, "waited", drainLimit)
+	case <-ctx.Done():
+		return
+	}
+	p.m.steps.enter()
+	defer p.m.steps.leave()
+	p.mu.Lock()
+	exit := p.ending
+	p.info.Exit, p.ending = exit, nil
+	p.info.Files = nil
+	inputs := p.inputs
+	p.inputs = nil
+	p.mu.Unlock()
+	closeInputs(inputs)
+	p.m.broadcast(wire.Reply{Exit: exit})
 }

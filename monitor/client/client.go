@@ -24,6 +24,7 @@ type Client struct {
 	conn *wire.Conn
 	done chan struct{}
 	pid  int
+	peer int // protocol version of the monitor
 
 	mu     sync.Mutex
 	seq    uint64
@@ -78,7 +79,7 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 		_ = c.Close()
 		return nil, fmt.Errorf("monitor at %s: %w", socket, err)
 	}
-	c.pid = a.reply.Hello.Pid
+	c.pid, c.peer = a.reply.Hello.Pid, a.reply.Hello.Version
 	return c, nil
 }
 
@@ -199,6 +200,24 @@ func (c *Client) Forget(ctx context.Context, id string) error {
 	delete(c.stdin, id)
 	c.mu.Unlock()
 	return c.simple(ctx, "forget "+id, wire.Request{Forget: &wire.Forget{ID: id}})
+}
+
+// Upgrade has the monitor execute another binary in its place and returns what build it then is. Everything goes on,
+// this connection too; exits may be repeated.
+// Errors: Unsupported if the monitor is too old to do so; Invalid, Unsupported for the binary, Busy for now: it goes on as
+// it was; Temporary if it has not answered, or has died: it may be either build.
+func (c *Client) Upgrade(ctx context.Context, binary string) (build string, err error) {
+	if c.peer < 2 {
+		return "", fault.New(fault.Unsupported, "the monitor speaks protocol %d and cannot be replaced in place", c.peer)
+	}
+	a, err := c.call(ctx, &call{}, wire.Request{Upgrade: &wire.Upgrade{Binary: binary}})
+	if err != nil {
+		return "", err
+	}
+	if a.reply.Hello == nil {
+		return "", fault.New(fault.Unsupported, "upgrade to %s: the monitor's answer is empty", binary)
+	}
+	return a.reply.Hello.Build, nil
 }
 
 // Quit ends the monitor. Errors: Busy if it keeps a running process.

@@ -54,6 +54,29 @@ func (c *Conn) SetReadDeadline(t time.Time) error { return c.f.SetReadDeadline(t
 // SetWriteDeadline bounds the next Send.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.f.SetWriteDeadline(t) }
 
+// Wait returns when something has arrived, the peer's end included; it takes nothing. From the goroutine of Recv only.
+func (c *Conn) Wait() error { return waitReadable(c.raw) }
+
+// Raw calls fn with the connection's descriptor, which stays open meanwhile.
+func (c *Conn) Raw(fn func(fd uintptr)) error { return c.raw.Control(fn) }
+
+func waitReadable(raw rawConn) error {
+	var err error
+	werr := raw.Read(func(fd uintptr) bool {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		var n int
+		if n, err = unix.Poll(p, 0); err == unix.EINTR {
+			err = nil
+			return false
+		}
+		return n > 0 || err != nil
+	})
+	if werr != nil {
+		err = werr
+	}
+	return err
+}
+
 // Send writes v as one frame that carries duplicates of files; the caller keeps its own.
 // Errors: Exhausted if the frame is over MaxFrame, Invalid for too many files or a closed one; a broken connection else.
 func (c *Conn) Send(v any, files ...*os.File) error {
@@ -324,6 +347,16 @@ func Listen(path string) (*Listener, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
+	return NewListener(fd, path)
+}
+
+// NewListener takes over a listening unix socket, such as one that a predecessor left open. path is for messages.
+func NewListener(fd int, path string) (*Listener, error) {
+	err := unix.SetNonblock(fd, true)
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
 	f := os.NewFile(uintptr(fd), path)
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -332,6 +365,12 @@ func Listen(path string) (*Listener, error) {
 	}
 	return &Listener{f, raw}, nil
 }
+
+// Wait returns when somebody has connected; it accepts nobody.
+func (l *Listener) Wait() error { return waitReadable(l.raw) }
+
+// Raw calls fn with the socket's descriptor, which stays open meanwhile.
+func (l *Listener) Raw(fn func(fd uintptr)) error { return l.raw.Control(fn) }
 
 // Accept waits for the next connection.
 func (l *Listener) Accept() (*Conn, error) {

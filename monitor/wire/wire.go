@@ -10,8 +10,11 @@ package wire
 
 import "time"
 
-// Version is the protocol version of this build.
-const Version = 1
+// Version is the protocol version of this build. What each added:
+//
+//	1  all but the following
+//	2  Upgrade, and Hello.Build in the answer
+const Version = 2
 
 // MaxFrame bounds one frame, in bytes.
 const MaxFrame = 4 << 20
@@ -32,6 +35,8 @@ type Request struct {
 	Adopt  *Adopt  `json:",omitempty"`
 	Forget *Forget `json:",omitempty"`
 	Quit   *Quit   `json:",omitempty"`
+
+	Upgrade *Upgrade `json:",omitempty"` // since 2
 }
 
 // Reply answers the Request of the same Seq; with Seq 0 it carries an Exit nobody asked for.
@@ -59,7 +64,7 @@ type Error struct {
 type Hello struct {
 	Version int
 	Pid     int    `json:",omitempty"`
-	Build   string `json:",omitempty"`
+	Build   string `json:",omitempty"` // the monitor's source revision; empty before version 2
 }
 
 // Start clones a process and returns once it has executed its program, or failed to.
@@ -153,6 +158,14 @@ type Forget struct{ ID string }
 
 // Quit ends the monitor if it keeps no running process, and is refused (Busy) otherwise.
 type Quit struct{}
+
+// Upgrade makes the monitor execute another binary in its place: pid, children, connections and every descriptor stay.
+// The answer is a Hello by the new build, over the same connection.
+// Errors: Invalid or Unsupported for a binary that cannot take over, Busy if something does not come to rest in time;
+// the old build then goes on as if nothing had been asked.
+type Upgrade struct {
+	Binary string // absolute path of a worknode-monitor
+}
 
 // Init is what the process does to itself between clone and execve, all of it resolved.
 // Source: OCI runtime spec 1.2, config.md and config-linux.md; each field names its section's name there.

@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"worknode/fault"
@@ -16,11 +14,7 @@ import (
 	"worknode/monitor/wire"
 )
 
-const (
-	monitorStart = 10 * time.Second     // how long a new monitor may take to answer
-	monitorPoll  = 2 * time.Millisecond // how often we look whether it does
-	callLimit    = 30 * time.Second     // any single request to the monitor
-)
+const callLimit = 30 * time.Second // any single request to the monitor
 
 // Keeper is the connection to the monitor, and the second holder of everything the monitor holds: when the monitor
 // dies it starts a new one and gives it back every process with its pipes, terminal and pidfd.
@@ -34,6 +28,8 @@ type Keeper struct {
 	waiters map[string]chan wire.Exit
 	warned  sync.Map    // warnings already logged
 	early   []wire.Exit // exits learnt from lists, before anybody could take them
+	spare   *os.File    // the monitor's binary before the last upgrade; nil without one
+	unfit   os.FileInfo // the binary that a monitor could not become: not tried again
 }
 
 // KeeperConfig says where the monitor is and how to start one.
@@ -123,6 +119,10 @@ func (k *Keeper) connect(ctx context.Context) error {
 		_ = conn.Close()
 		return err
 	}
+	k.renew(ctx, conn)
+	if err := conn.Err(); err != nil { // it died of its upgrade
+		return k.connect(ctx)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.conn = conn
@@ -162,43 +162,6 @@ func (k *Keeper) handOver(ctx context.Context, conn *client.Client) error {
 		}
 	}
 	return nil
-}
-
-// spawn starts a monitor in a session of its own, so that neither our end nor our terminal's ends it.
-func (k *Keeper) spawn(ctx context.Context) (*client.Client, error) {
-	if k.binary == "" {
-		return nil, fault.New(fault.Temporary, "monitor at %s does not answer", k.socket)
-	}
-	log, err := os.OpenFile(k.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
-	if err != nil {
-		return nil, fault.New(fault.Denied, "monitor's log: %w", err)
-	}
-	defer log.Close()
-	cmd := exec.Command(k.binary, "--socket", k.socket, "--state", k.state)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return nil, fault.Hint(fault.New(fault.Unsupported, "start the monitor: %w", err), "worknode-monitor lies beside worknode")
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }() // reaps; outlives us if the monitor does
-	ctx, stop := context.WithTimeout(ctx, monitorStart)
-	defer stop()
-	for {
-		conn, err := client.Dial(ctx, k.socket)
-		if err == nil {
-			slog.Info("monitor started", "pid", cmd.Process.Pid)
-			return conn, nil
-		}
-		select {
-		case werr := <-ended:
-			return nil, fault.Hint(fault.New(fault.Temporary, "monitor ended at once: %v", werr), "its words are in %s", k.log)
-		case <-ctx.Done():
-			return nil, fault.New(fault.Temporary, "monitor %s does not answer: %w", k.socket, err)
-		case <-time.After(monitorPoll):
-		}
-	}
 }
 
 // client waits for a connected monitor.

@@ -2,6 +2,7 @@ package monitor_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -360,4 +361,69 @@ func TestUpgradeCommand(t *testing.T) {
 	if out, code := n.exec("e", "c", nil, "echo", "fine"); out != "fine\n" || code != 0 {
 		t.Errorf("exec: %q, %d", out, code)
 	}
+}
+
+// A runtime of protocol 1, played from its golden frames, is served by this build as by its own.
+func TestMonitorOfAnOldRuntime(t *testing.T) {
+	n := newNode(t)
+	data, err := os.ReadFile("wire/testdata/v1/requests.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden := strings.Split(strings.TrimSpace(string(data)), "\n")
+	conn, err := wire.Dial(n.dir + "/s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ask := func(frame string) map[string]json.RawMessage {
+		t.Helper()
+		if err := conn.Send(json.RawMessage(frame)); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			var reply map[string]json.RawMessage
+			fds, err := conn.Recv(&reply)
+			wire.CloseAll(fds)
+			if err != nil {
+				t.Fatalf("%s: %v", frame, err)
+			}
+			if string(reply["Seq"]) != "0" {
+				return reply
+			}
+		}
+	}
+	var hello struct{ Version, Pid int }
+	if err := json.Unmarshal(ask(golden[0])["Hello"], &hello); err != nil || hello.Version < 1 || hello.Pid != n.c.Pid() {
+		t.Errorf("hello %+v, %v", hello, err)
+	}
+	// Its start, with what exists here in the place of the golden paths.
+	start := n.container("c1", "sleep", "1000")
+	init, err := json.Marshal(start.Init)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var frame map[string]map[string]json.RawMessage
+	_ = json.Unmarshal([]byte(strings.Replace(golden[1], `"Seq":2,`, "", 1)), &frame)
+	frame["Start"]["Init"] = init
+	frame["Start"]["LogPath"] = json.RawMessage(strconv.Quote(n.dir + "/c1.log"))
+	body, err := json.Marshal(map[string]any{"Seq": 2, "Start": frame["Start"]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var started wire.Process
+	if err := json.Unmarshal(ask(string(body))["Started"], &started); err != nil || started.Pid == 0 || len(started.Files) != 5 {
+		t.Errorf("started %+v, %v", started, err)
+	}
+	for _, g := range golden[3:] { // signals, reopen, resize, …: of a container that runs, then of one that does not
+		var kind struct{ Attach, Adopt, Quit any }
+		_ = json.Unmarshal([]byte(g), &kind)
+		if kind.Attach != nil || kind.Adopt != nil || kind.Quit != nil {
+			continue
+		}
+		if e := ask(g)["Error"]; strings.Contains(string(e), "does not know it") {
+			t.Errorf("%s: %s", g, e)
+		}
+	}
+	n.kept["c1"] = client.Kept{Process: started}
 }

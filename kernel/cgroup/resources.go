@@ -25,6 +25,7 @@ type Resources struct {
 	Unified                map[string]string
 	Devices                []Device          // in order, the last that matches decides; empty: all allowed
 	Hugepages              map[string]uint64 // bytes by page size as the kernel names it (2MB)
+	Rare                   *Rare             // what only OCI users ask for
 }
 
 // Weight translates cpu.shares to v2's cpu.weight, range to range.
@@ -84,6 +85,9 @@ func (t *Tree) apply2(dir string, r Resources) error {
 	}
 	if len(r.Devices) > 0 {
 		steps = append(steps, func() error { return attachDevices(dir, r.Devices) })
+	}
+	if r.Rare != nil {
+		steps = append(steps, func() error { return r.Rare.apply2(dir) })
 	}
 	for _, do := range steps {
 		if err := do(); err != nil {
@@ -165,7 +169,10 @@ func (t *Tree) apply1(group string, r Resources) error {
 	if err := setQuota1(set, r); err != nil {
 		return err
 	}
-	return setMemory1(set, r)
+	if err := setMemory1(set, r); err != nil || r.Rare == nil {
+		return err
+	}
+	return r.Rare.apply1(set)
 }
 
 type setter func(controller, name, value string) error

@@ -25,9 +25,10 @@ import (
 
 // Tree is where the machine's groups are. It has no state and is safe for concurrent use.
 type Tree struct {
-	v2   bool
-	root string            // v2
-	at   map[string]string // v1: controller → mount point
+	v2    bool
+	whole bool
+	root  string            // v2
+	at    map[string]string // v1: controller → mount point
 }
 
 // basic are the v1 controllers that every group is made in. Fewer hierarchies make starts faster: each one costs a
@@ -35,6 +36,17 @@ type Tree struct {
 var basic = [...]string{"cpu", "cpuacct", "memory", "pids", "devices"}
 
 var optional = [...]string{"cpuset", "hugetlb"}
+
+// rare are controllers that only a Whole tree has groups in.
+var rare = [...]string{"freezer", "blkio", "net_cls", "net_prio", "perf_event", "rdma"}
+
+// Whole is the same tree with groups in every hierarchy that is mounted: what users of an OCI runtime expect, at the
+// price of a slower start.
+func (t *Tree) Whole() *Tree {
+	w := *t
+	w.whole = true
+	return &w
+}
 
 // Open finds the mounted hierarchies. Errors: Unsupported if there are none.
 func Open() (*Tree, error) {
@@ -55,7 +67,7 @@ func find(points []mount.Point) (*Tree, error) {
 			}
 		case "cgroup":
 			for o := range strings.SplitSeq(p.SuperOptions, ",") {
-				if (slices.Contains(basic[:], o) || slices.Contains(optional[:], o)) && t.at[o] == "" {
+				if (slices.Contains(basic[:], o) || slices.Contains(optional[:], o) || slices.Contains(rare[:], o)) && t.at[o] == "" {
 					t.at[o] = p.Path
 				}
 			}
@@ -100,6 +112,11 @@ func (t *Tree) dirs(group string, more ...string) []string {
 	}
 	for _, c := range more {
 		add(c)
+	}
+	if t.whole {
+		for _, c := range slices.Concat(optional[:], rare[:]) {
+			add(c)
+		}
 	}
 	return out
 }
@@ -164,7 +181,7 @@ func (t *Tree) Make(group string, r Resources) error {
 			return err
 		}
 	}
-	if len(more) > 0 && more[0] == "cpuset" && !t.v2 {
+	if !t.v2 && (len(more) > 0 && more[0] == "cpuset" || t.whole && t.at["cpuset"] != "") {
 		if err := t.inheritCpuset(group); err != nil {
 			return err
 		}

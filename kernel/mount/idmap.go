@@ -14,9 +14,14 @@ import (
 // theirs to: what belongs to 0 on the disk belongs to the namespace's 0. Only the topmost mount of the tree changes.
 // Errors: Unsupported if the filesystem cannot (tmpfs before kernel 6.3, overlay, most network filesystems).
 // Source: mount_setattr(2), "ID-mapped mounts". Needs: kernel 5.12.
-func Idmap(tree, user int) error {
+func Idmap(tree, user int) error { return idmap(tree, user, 0) }
+
+// IdmapAll is Idmap for the tree's mounts below too.
+func IdmapAll(tree, user int) error { return idmap(tree, user, unix.AT_RECURSIVE) }
+
+func idmap(tree, user int, flags uint) error {
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(user)}
-	err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr)
+	err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|flags, &attr)
 	if errors.Is(err, unix.EINVAL) {
 		return fault.New(fault.Unsupported, "id-mapped mount: the filesystem or its own mapping does not allow it: %w", err)
 	}

@@ -195,6 +195,22 @@ func Change(fd int, flags uintptr, propagation uintptr, recursive bool) error {
 	return nil
 }
 
+// ChangeAttrs sets and clears MOUNT_ATTR_* of the mount fd refers to and, with recursive, of all below it.
+func ChangeAttrs(fd int, set, clear uint64, recursive bool) error {
+	if set|clear == 0 {
+		return nil
+	}
+	at := uint(unix.AT_EMPTY_PATH)
+	if recursive {
+		at |= unix.AT_RECURSIVE
+	}
+	attr := unix.MountAttr{Attr_set: set, Attr_clr: clear}
+	if err := unix.MountSetattr(fd, "", at, &attr); err != nil {
+		return fmt.Errorf("mount_setattr set=%#x clear=%#x: %w", set, clear, err)
+	}
+	return nil
+}
+
 // Attach mounts the detached tree at the place fd (O_PATH) stands for.
 func Attach(tree, at int) error {
 	err := unix.MoveMount(tree, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
@@ -267,6 +283,31 @@ func PivotTo(root int) error {
 		return fmt.Errorf("unmount the old root: %w", err)
 	}
 	return unix.Chdir("/")
+}
+
+// ChangeRoot makes the directory that root stands for the root of this process, for a mount namespace that others share.
+func ChangeRoot(root int) error {
+	if err := unix.Fchdir(root); err != nil {
+		return fmt.Errorf("enter the new root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("chroot: %w", err)
+	}
+	return nil
+}
+
+// Frozen opens a program so that nobody who executes it can write to it through /proc/PID/exe: the descriptor lies on a
+// read-only mount of its own. The caller closes it. Source: CVE-2019-5736.
+func Frozen(program string) (*os.File, error) {
+	tree, err := Clone(program, false)
+	if err != nil {
+		return nil, err
+	}
+	if err := Change(tree, unix.MS_RDONLY, 0, false); err != nil {
+		unix.Close(tree)
+		return nil, err
+	}
+	return os.NewFile(uintptr(tree), program), nil
 }
 
 // Overlay mounts an overlay on target (a path relative to the working directory, as are the directories named).

@@ -53,6 +53,12 @@ type Holder struct {
 
 // Hold starts a holder. The caller closes it; it also ends if the caller dies.
 func Hold(ids IDMap, kinds ...Kind) (*Holder, error) {
+	return HoldMapped([]syscall.SysProcIDMap{{HostID: int(ids.UID), Size: int(ids.Size)}},
+		[]syscall.SysProcIDMap{{HostID: int(ids.GID), Size: int(ids.Size)}}, kinds...)
+}
+
+// HoldMapped is Hold with any mapping that the kernel takes.
+func HoldMapped(uids, gids []syscall.SysProcIDMap, kinds ...Kind) (*Holder, error) {
 	program, err := stub.HoldFile()
 	if err != nil {
 		return nil, err
@@ -71,8 +77,7 @@ func Hold(ids IDMap, kinds ...Kind) (*Holder, error) {
 	defer null.Close()
 	attr := &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWUSER, GidMappingsEnableSetgroups: true,
-		UidMappings: []syscall.SysProcIDMap{{HostID: int(ids.UID), Size: int(ids.Size)}},
-		GidMappings: []syscall.SysProcIDMap{{HostID: int(ids.GID), Size: int(ids.Size)}},
+		UidMappings: uids, GidMappings: gids,
 	}
 	for _, k := range kinds {
 		attr.Cloneflags |= uintptr(flags[k])
@@ -81,7 +86,7 @@ func Hold(ids IDMap, kinds ...Kind) (*Holder, error) {
 		&syscall.ProcAttr{Dir: "/", Files: []uintptr{theirs.Fd(), null.Fd(), null.Fd()}, Sys: attr})
 	if err != nil {
 		ours.Close()
-		err = kinded(err, "user namespace %d:%d+%d: %w", ids.UID, ids.GID, ids.Size, err)
+		err = kinded(err, "user namespace with users %v and groups %v: %w", uids, gids, err)
 		return nil, fault.Hint(err, "the kernel needs user namespaces: see /proc/sys/user/max_user_namespaces")
 	}
 	return &Holder{pid: pid, line: ours}, nil

@@ -16,9 +16,12 @@ import (
 // devices makes the nodes asked for and the links that every container has.
 // Source: OCI runtime spec, config-linux.md, "Default Devices" and "Dev symbolic links".
 func (s *setup) devices(root *mount.Root) error {
-	var own, pts bool // a /dev of its own, not one bound from the host; a /dev/pts of its own
+	own := len(s.Devices) > 0 // a /dev of its own, not one bound from the host
+	var pts bool              // a /dev/pts of its own
 	for _, m := range s.Mounts {
-		own = own || path.Clean(m.Destination) == "/dev" && m.Flags&unix.MS_BIND == 0
+		if path.Clean(m.Destination) == "/dev" {
+			own = m.Flags&unix.MS_BIND == 0
+		}
 		pts = pts || path.Clean(m.Destination) == "/dev/pts"
 	}
 	if len(s.Devices) == 0 && !own {
@@ -129,6 +132,11 @@ func (s *setup) pty(master int) error {
 		return fmt.Errorf("open terminal: %w", errno)
 	}
 	s.ptySlave = int(slave)
+	if e := s.Extra; e.Width > 0 && e.Height > 0 {
+		if err := unix.IoctlSetWinsize(s.ptySlave, unix.TIOCSWINSZ, &unix.Winsize{Row: e.Height, Col: e.Width}); err != nil {
+			return fmt.Errorf("set terminal size %dx%d: %w", e.Width, e.Height, err)
+		}
+	}
 	_ = report(Report{Pty: true}, master)
 	return nil
 }

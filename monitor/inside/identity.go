@@ -51,7 +51,7 @@ func (s *setup) workDir() error {
 		s.Cwd = "/"
 	}
 	// No descriptor of the host may be open here: /proc/self/fd/N as working directory would lead out of the root.
-	if err := unix.CloseRange(SocketFd+1, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+	if err := unix.CloseRange(uint(socket)+1, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("close_range: %w", err)
 	}
 	err := unix.Chdir(s.Cwd)
@@ -204,6 +204,7 @@ func (s *setup) execute() (string, error) {
 		// The monitor was killed: without it nobody would know of the workload, or read what it writes.
 		return wire.StageExec, err
 	}
+	s.keep()
 	filter := len(s.Seccomp) > 0
 	if filter && !s.NoNewPrivs {
 		// Without no_new_privs, loading a filter takes CAP_SYS_ADMIN: so it comes before the capabilities go.
@@ -226,6 +227,9 @@ func (s *setup) execute() (string, error) {
 				return "seccomp", err
 			}
 		}
+	}
+	if err := s.writeLabels(); err != nil {
+		return "label", err
 	}
 	err := syscall.Exec(s.program, s.Args, s.Env)
 	kind := fault.Invalid

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -26,10 +27,12 @@ import (
 // Arg is the first argument that turns the monitor's binary into an init.
 const Arg = "init"
 
-// SocketFd is where the monitor's end of the conversation is found; TargetFd is the pidfd of the container to enter.
+// SocketFd is where the monitor's end of the conversation is found; TargetFd is the pidfd of the container to enter, or
+// the socket to wait at; from KeepFd on are the descriptors that the workload gets as 3, 4 and so on.
 const (
 	SocketFd = 3
 	TargetFd = 4
+	KeepFd   = 5
 )
 
 // Request is the one frame that an init reads.
@@ -39,6 +42,9 @@ type Request struct {
 	Enter    bool   `json:",omitempty"` // TargetFd is a container whose namespaces and root to enter
 	Keyring  string `json:",omitempty"` // name of the session keyring, one per container
 	User     bool   `json:",omitempty"` // there is a user namespace to enter: outer.go; the request is sent twice
+	Time     bool   `json:",omitempty"` // with Enter: there is a time namespace to enter: outer.go; the request is sent twice
+	Wait     bool   `json:",omitempty"` // TargetFd listens for who tells us to go on: wait.go
+	Keep     int    `json:",omitempty"` // how many descriptors there are from KeepFd on
 
 	Hooks *wire.Hooks `json:",omitempty"`
 }
@@ -85,6 +91,7 @@ func Main() int {
 type setup struct {
 	wire.Init
 	req      Request
+	labels   []label
 	inner    bool  // the second life, inside the user namespace: trees and nodes are what the first left open
 	trees    []int // root filesystem, then one for each of Mounts, or -1
 	nodes    []int // one for each of Devices
@@ -113,15 +120,20 @@ func (s *setup) run() (string, error) {
 	return s.execute()
 }
 
+// ownMounts tells whether the mount namespace is the container's alone; if not, the root is only changed into.
+func (s *setup) ownMounts() bool { return s.inner || slices.Contains(s.New, "mnt") }
+
 func (s *setup) steps() []step {
 	own := []step{{"terminal", s.terminal}, {"keyring", s.keyring}, {"rlimit", s.rlimits},
-		{"cwd", s.workDir}, {"user", s.identity}, {"hook", s.hooksStart}, {wire.StageExec, s.findProgram}}
+		{"cwd", s.workDir}, {"user", s.identity}, {wire.StageExec, s.findEarly}, {"wait", s.wait},
+		{"hook", s.hooksStart}, {wire.StageExec, s.findProgram}}
 	if s.inner {
-		return append(s.innerSteps(), own...)
+		return append(append([]step{{"label", s.openLabels}}, s.innerSteps()...), own...)
 	}
-	first := []step{{"cgroup", s.joinCgroups}, {"oom_score_adj", s.oomScore}, {"namespace", s.joinNamespaces}}
+	first := []step{{"cgroup", s.joinCgroups}, {"oom_score_adj", s.oomScore}, {"scheduler", s.schedule},
+		{"namespace", s.joinNamespaces}, {"label", s.openLabels}}
 	switch {
-	case s.req.User:
+	case s.req.User || s.req.Time:
 		return append(first, s.outerSteps()...)
 	case s.req.Enter:
 		first = append(first, step{"namespace", s.enter})
@@ -145,6 +157,9 @@ func (s *setup) warn(format string, args ...any) {
 // system-wide lock and, when that is cold, an RCU grace period of about ten milliseconds. The other threads vanish in
 // execve. Source: kernel cgroup_procs_write_start, which skips the lock for the writing thread itself.
 func (s *setup) joinCgroups() error {
+	if err := setAffinity(s.Extra.FirstCPUs); err != nil {
+		return err
+	}
 	for _, procs := range s.Cgroup {
 		dir, ok := strings.CutSuffix(procs, "/cgroup.procs")
 		if ok {
@@ -187,6 +202,8 @@ func namespaceFlag(name string) int {
 		return unix.CLONE_NEWUTS
 	case "cgroup":
 		return unix.CLONE_NEWCGROUP
+	case "mnt":
+		return unix.CLONE_NEWNS
 	}
 	return 0
 }
@@ -204,7 +221,7 @@ func CloneFlags(names []string) (uintptr, error) {
 			flags |= unix.CLONE_NEWPID
 		case "ipc", "uts", "net":
 			flags |= uintptr(namespaceFlag(n))
-		case "cgroup":
+		case "cgroup", "time":
 		case "user":
 			return 0, fault.New(fault.Unsupported, "a new user namespace: make it with its mapping first, and name it in Join")
 		default:
@@ -216,29 +233,49 @@ func CloneFlags(names []string) (uintptr, error) {
 
 func (s *setup) joinNamespaces() error {
 	for name, path := range s.Join {
-		flag := namespaceFlag(name)
-		if name == "pid" || name == "user" {
-			continue // the monitor cloned us into the one; the other comes last, in outer.go
+		if name == "pid" || name == "user" || name == "mnt" {
+			continue // the monitor cloned us into the first; the second comes last, in outer.go; the third hides the paths
 		}
-		if flag == 0 {
-			return fault.New(fault.Unsupported, "join %s namespace %s: this build cannot", name, path)
+		if err := joinNamespace(name, path); err != nil {
+			return err
 		}
-		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	if path := s.Join["mnt"]; path != "" {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("unshare fs: %w", err)
 		}
-		err = unix.Setns(fd, flag)
-		unix.Close(fd)
-		if err != nil {
-			return fmt.Errorf("join %s namespace %s: %w", name, path, err)
+		if err := joinNamespace("mnt", path); err != nil {
+			return err
 		}
 	}
 	for _, name := range s.New {
-		if name == "cgroup" && !s.req.User {
+		switch {
+		case name == "cgroup" && !s.req.User:
 			if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 				return fmt.Errorf("new cgroup namespace: %w", err)
 			}
+		case name == "time":
+			if err := s.newTime(); err != nil {
+				return err
+			}
 		}
+	}
+	return nil
+}
+
+func joinNamespace(name, path string) error {
+	flag := namespaceFlag(name)
+	if flag == 0 {
+		return fault.New(fault.Unsupported, "join %s namespace %s: this build cannot", name, path)
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	err = unix.Setns(fd, flag)
+	unix.Close(fd)
+	if err != nil {
+		return fmt.Errorf("join %s namespace %s: %w", name, path, err)
 	}
 	return nil
 }
@@ -282,11 +319,15 @@ func (s *setup) sysctls() error {
 }
 
 func (s *setup) hostname() error {
-	if s.Hostname == "" {
-		return nil
+	if s.Hostname != "" {
+		if err := unix.Sethostname([]byte(s.Hostname)); err != nil {
+			return fmt.Errorf("set hostname %q: %w", s.Hostname, err)
+		}
 	}
-	if err := unix.Sethostname([]byte(s.Hostname)); err != nil {
-		return fmt.Errorf("set hostname %q: %w", s.Hostname, err)
+	if s.Extra.Domainname != "" {
+		if err := unix.Setdomainname([]byte(s.Extra.Domainname)); err != nil {
+			return fmt.Errorf("set domainname %q: %w", s.Extra.Domainname, err)
+		}
 	}
 	return nil
 }
@@ -325,6 +366,9 @@ func kinded(err error) error {
 	return err
 }
 
+// socket is where reports go: SocketFd until the workload's own descriptors need the number, then a higher one.
+var socket = SocketFd
+
 // read and report are the blocking, threadless twins of wire.Conn: the poller would cost an init more than its mounts.
 func read(v any) error {
 	var head [4]byte
@@ -344,7 +388,7 @@ func read(v any) error {
 
 func readFull(b []byte) error {
 	for len(b) > 0 {
-		n, err := unix.Read(SocketFd, b)
+		n, err := unix.Read(socket, b)
 		if err == unix.EINTR {
 			continue
 		}
@@ -381,9 +425,9 @@ func send(frame []byte, fds ...int) error {
 		var n int
 		var err error
 		if oob != nil {
-			n, err = unix.SendmsgN(SocketFd, frame, oob, nil, unix.MSG_NOSIGNAL)
+			n, err = unix.SendmsgN(socket, frame, oob, nil, unix.MSG_NOSIGNAL)
 		} else { // a plain write, which a narrow seccomp filter more likely allows
-			n, err = unix.Write(SocketFd, frame)
+			n, err = unix.Write(socket, frame)
 		}
 		if err == unix.EINTR {
 			continue

@@ -162,7 +162,7 @@ func (s *setup) makeNodes() error {
 	for i, d := range s.Devices {
 		d.Path = fmt.Sprintf("/dev/%d", i)
 		if m := s.IDMap; m != nil {
-			d.UID, d.GID = m.UID+d.UID, m.GID+d.GID
+			d.UID, d.GID = m.HostUID(d.UID), m.HostGID(d.GID)
 		}
 		if err := device(dir, dir.Fd(), d); err != nil {
 			return fmt.Errorf("device %s: %w", s.Devices[i].Path, err)
@@ -184,7 +184,7 @@ func (s *setup) ownStdio() error {
 	for fd := range 3 {
 		var st unix.Stat_t
 		if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO {
-			_ = unix.Fchown(fd, int(s.IDMap.UID+s.UID), int(s.IDMap.GID+s.GID))
+			_ = unix.Fchown(fd, int(s.IDMap.HostUID(s.UID)), int(s.IDMap.HostGID(s.GID)))
 		}
 	}
 	return nil
@@ -210,7 +210,13 @@ func (s *setup) become() error {
 	if err != nil {
 		return &os.PathError{Op: "open", Path: "/proc/self/exe", Err: err}
 	}
-	e := stub.Enter{Program: self, Namespaces: TargetFd, Join: unix.CLONE_NEWUSER | entered}
+	e := stub.Enter{Program: self, Namespaces: TargetFd, Join: entered}
+	if s.req.User {
+		e.Join |= unix.CLONE_NEWUSER
+	}
+	if s.req.Time {
+		e.Join |= unix.CLONE_NEWTIME
+	}
 	if !s.req.Enter {
 		e.Join = unix.CLONE_NEWUSER
 		if e.Namespaces, err = openUser(s.Join["user"]); err != nil {
@@ -239,7 +245,11 @@ func (s *setup) become() error {
 	for _, fd := range pass {
 		args = append(args, strconv.Itoa(fd))
 	}
-	for _, fd := range append(pass, SocketFd) {
+	stay := append(pass, SocketFd)
+	if s.req.Wait {
+		stay = append(stay, TargetFd)
+	}
+	for _, fd := range stay {
 		if fd >= 0 {
 			if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
 				return fmt.Errorf("descriptor %d: %w", fd, err)

@@ -44,6 +44,9 @@ func (s *setup) takeBinds(user int) ([]int, error) {
 		}
 		binds[i] = tree
 	}
+	if !s.ownMounts() {
+		return binds, nil
+	}
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		return nil, fmt.Errorf("cut the mounts off the host's: %w", err)
 	}
@@ -77,7 +80,11 @@ func (s *setup) enterRoot() error {
 	if err := s.sealRoot(s.root); err != nil {
 		return err
 	}
-	err := mount.PivotTo(s.root.Fd())
+	enter := mount.PivotTo
+	if !s.ownMounts() {
+		enter = mount.ChangeRoot
+	}
+	err := enter(s.root.Fd())
 	s.root.Close()
 	return err
 }
@@ -95,24 +102,54 @@ func bindSource(m wire.Mount, user int) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("mount %s on %s: %w", m.Source, m.Destination, err)
 	}
-	if m.IDMap && user >= 0 {
-		err = mount.Idmap(tree, user)
-	}
-	if err != nil {
-		unix.Close(tree)
-		return -1, fmt.Errorf("mount %s on %s: %w", m.Source, m.Destination, err)
-	}
-	if err = mount.Change(tree, m.Flags, 0, false); err == nil && m.RecReadonly {
-		err = mount.Change(tree, unix.MS_RDONLY, 0, true)
-	}
-	if err == nil {
-		err = propagate(tree, m.Propagation)
-	}
-	if err != nil {
+	if err = prepare(tree, m, user); err != nil {
 		unix.Close(tree)
 		return -1, fmt.Errorf("mount %s on %s: %w", m.Source, m.Destination, err)
 	}
 	return tree, nil
+}
+
+// prepare gives a detached tree its owners, flags and propagation.
+func prepare(tree int, m wire.Mount, user int) error {
+	mapOwners := mount.Idmap
+	if m.IDMapRec {
+		mapOwners = mount.IdmapAll
+	}
+	var err error
+	switch {
+	case m.IDMapFrom != "":
+		var own int
+		if own, err = openUser(m.IDMapFrom); err == nil {
+			err = mapOwners(tree, own)
+			unix.Close(own)
+		}
+	case m.IDMap && user >= 0:
+		err = mapOwners(tree, user)
+	}
+	if err != nil {
+		return err
+	}
+	clear, _ := mount.Attrs(m.Clear)
+	if err := mount.ChangeAttrs(tree, 0, clear, false); err != nil {
+		return err
+	}
+	if err := mount.Change(tree, m.Flags, 0, false); err != nil {
+		return err
+	}
+	return finish(tree, m)
+}
+
+// finish applies what every kind of mount can have: flags for the whole tree, and propagation.
+func finish(fd int, m wire.Mount) error {
+	if m.RecReadonly {
+		if err := mount.Change(fd, unix.MS_RDONLY, 0, true); err != nil {
+			return err
+		}
+	}
+	if err := mount.ChangeAttrs(fd, m.RecSet, m.RecClear, true); err != nil {
+		return err
+	}
+	return propagate(fd, m.Propagation)
 }
 
 func propagate(fd int, types []uintptr) error {
@@ -150,6 +187,7 @@ func (s *setup) placeRoot() (string, error) {
 		} else {
 			err = mount.Overlay(target, r.Lower, r.Upper, r.Work, true)
 		}
+	case r.Path != "" && !s.ownMounts():
 	case r.Path != "":
 		err = mount.Bind(r.Path, r.Path, 0, true)
 	default:
@@ -190,7 +228,7 @@ func (s *setup) mount(root *mount.Root, m wire.Mount, tree int) error {
 	if err := unix.Mount(source, mount.FdPath(at), m.Type, m.Flags&^unix.MS_REC, m.Data); err != nil {
 		return fmt.Errorf("type %s options %q: %w", m.Type, m.Data, err)
 	}
-	if len(m.Propagation) == 0 && !m.RecReadonly {
+	if len(m.Propagation) == 0 && !m.RecReadonly && m.RecSet|m.RecClear == 0 && !m.CopyUp {
 		return nil
 	}
 	on, err := root.Open(m.Destination, unix.O_PATH, 0)
@@ -198,7 +236,12 @@ func (s *setup) mount(root *mount.Root, m wire.Mount, tree int) error {
 		return err
 	}
 	defer unix.Close(on)
-	return propagate(on, m.Propagation)
+	if m.CopyUp {
+		if err := copyUp(at, on); err != nil {
+			return fmt.Errorf("copy what was there: %w", err)
+		}
+	}
+	return finish(on, m)
 }
 
 func attachBind(root *mount.Root, m wire.Mount, tree int) error {
@@ -331,6 +374,12 @@ func protect(root *mount.Root, name string) error {
 }
 
 func (s *setup) sealRoot(root *mount.Root) error {
+	if !s.ownMounts() {
+		if s.Root.Readonly || s.Root.Propagation != "" {
+			return fault.New(fault.Unsupported, "a root that is read-only or has a propagation of its own needs a mount namespace of its own")
+		}
+		return nil
+	}
 	if s.Root.Readonly {
 		if err := mount.Change(root.Fd(), unix.MS_RDONLY, 0, false); err != nil {
 			return fmt.Errorf("make the root read-only: %w", err)

@@ -171,8 +171,8 @@ type Upgrade struct {
 // Source: OCI runtime spec 1.2, config.md and config-linux.md; each field names its section's name there.
 type Init struct {
 	Cgroup       []string          // cgroup.procs files to write "0" into before anything else
-	Join         map[string]string `json:",omitempty"` // namespaces to enter: net, ipc, uts, pid, user -> path
-	New          []string          `json:",omitempty"` // namespaces to create: mnt (always for a container), pid, cgroup, ipc, uts, net
+	Join         map[string]string `json:",omitempty"` // namespaces to enter: net, ipc, uts, pid, user, cgroup, mnt -> path
+	New          []string          `json:",omitempty"` // namespaces to create: mnt (always for a container of CRI), pid, cgroup, ipc, uts, net, time
 	Root         Root              `json:",omitzero"`
 	Mounts       []Mount           `json:",omitempty"` // in order, destinations inside the new root
 	Devices      []Device          `json:",omitempty"` // nodes to make below the new root's /dev
@@ -193,11 +193,67 @@ type Init struct {
 	Rlimits      []Rlimit `json:",omitempty"`
 	OOMScoreAdj  *int     `json:",omitempty"` // nil: 0, for an exec the container's; clamped where CAP_SYS_RESOURCE is missing
 	IDMap        *IDMap   `json:",omitempty"` // with a user namespace in Join: what it maps; for an exec: what the container's maps
+	Extra        Extra    `json:",omitzero"`
 }
 
-// IDMap is the one mapping of a user namespace: its user 0 is the host's UID, its group 0 the host's GID, and so on
-// for Size ids. The ids elsewhere in Init are those inside.
-type IDMap struct{ UID, GID, Size uint32 }
+// IDMap is the mapping of a user namespace: its user 0 is the host's UID, its group 0 the host's GID, and so on
+// for Size ids. UIDs and GIDs replace all three where that is not enough. The ids elsewhere in Init are those inside.
+type IDMap struct {
+	UID, GID, Size uint32
+	UIDs, GIDs     []IDRange `json:",omitempty"`
+}
+
+// IDRange maps Size ids: Inside is Host, and so on.
+type IDRange struct{ Inside, Host, Size uint32 }
+
+// HostUID is the host's user for one inside, itself if it is not mapped.
+func (m *IDMap) HostUID(id uint32) uint32 { return hostID(m.UIDs, m.UID, id) }
+
+// HostGID is the host's group for one inside.
+func (m *IDMap) HostGID(id uint32) uint32 { return hostID(m.GIDs, m.GID, id) }
+
+func hostID(ranges []IDRange, first, id uint32) uint32 {
+	for _, r := range ranges {
+		if id >= r.Inside && id-r.Inside < r.Size {
+			return r.Host + id - r.Inside
+		}
+	}
+	if len(ranges) > 0 {
+		return id
+	}
+	return first + id
+}
+
+// Scheduler is struct sched_attr. Source: sched_setattr(2).
+type Scheduler struct {
+	Policy                    uint32
+	Flags                     uint64
+	Nice                      int32
+	Priority                  uint32
+	Runtime, Deadline, Period uint64 // nanoseconds
+}
+
+// MemoryPolicy is what set_mempolicy(2) takes: MPOL_* with flags, and a mask of NUMA nodes in words of 64.
+type MemoryPolicy struct {
+	Mode  uint32
+	Nodes []uint64 `json:",omitempty"`
+}
+
+// Extra is what only the OCI command line asks for; see the fields of the same names in the OCI runtime spec.
+type Extra struct {
+	Domainname  string        `json:",omitempty"` // with a new uts namespace
+	TimeOffsets string        `json:",omitempty"` // with a new time namespace: lines for /proc/self/timens_offsets
+	Scheduler   *Scheduler    `json:",omitempty"`
+	IOPriority  *int          `json:",omitempty"` // class and level as ioprio_set(2) takes them
+	Personality *uint64       `json:",omitempty"`
+	Memory      *MemoryPolicy `json:",omitempty"`
+	AppArmor    string        `json:",omitempty"` // profile to change to at execve
+	SELinux     string        `json:",omitempty"` // label of the process after execve
+	FirstCPUs   []uint64      `json:",omitempty"` // mask for the way into the cgroup
+	CPUs        []uint64      `json:",omitempty"` // mask for the program
+	Width       uint16        `json:",omitempty"` // of the terminal, in characters
+	Height      uint16        `json:",omitempty"`
+}
 
 // Root is the container's root filesystem. With Lower it is an overlay that init mounts in its own mount namespace, so
 // the host's mount table stays clean; with Path alone it is a bind mount of that directory.
@@ -217,9 +273,14 @@ type Mount struct {
 	Flags                     uintptr   // MS_*
 	Data                      string    `json:",omitempty"`
 	Propagation               []uintptr `json:",omitempty"` // MS_PRIVATE, MS_SLAVE|MS_REC, ...
+	Clear                     uintptr   `json:",omitempty"` // MS_* that a bind mount must not have, though its source has
 	RecReadonly               bool      `json:",omitempty"` // mount_setattr, recursive
+	RecSet, RecClear          uint64    `json:",omitempty"` // MOUNT_ATTR_* for the mount and all below it
 	File                      bool      `json:",omitempty"` // source is a file: make a file as mount point
 	IDMap                     bool      `json:",omitempty"` // bind or Lower: show the owners mapped into the container\'s user namespace
+	IDMapFrom                 string    `json:",omitempty"` // path of a user namespace whose mapping a bind mount gets
+	IDMapRec                  bool      `json:",omitempty"` // the mounts below it too
+	CopyUp                    bool      `json:",omitempty"` // a tmpfs starts with what the root filesystem has at its place
 	Lower                     []string  `json:",omitempty"` // Type overlay: two layers or more, topmost first, relative to Root.Base; read-only
 }
 

@@ -8,18 +8,18 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"worknode/fault"
-	"worknode/kernel/cgroup"
+	oci "worknode/oci/spec"
 	"worknode/runtime/plan"
 )
 
 // MakeCgroup makes a container's group with its limits. Repeat: safe.
 func (h *Hands) MakeCgroup(path string, r *specs.LinuxResources) error {
-	return h.Tree.Make(path, resources(r))
+	return h.Tree.Make(path, oci.Limits(r))
 }
 
 // SetCgroup changes limits of a group that exists.
 func (h *Hands) SetCgroup(path string, r *specs.LinuxResources) error {
-	return h.Tree.Set(path, resources(r))
+	return h.Tree.Set(path, oci.Limits(r))
 }
 
 // EndCgroup kills whatever is left in a group and removes it. Repeat: safe.
@@ -43,46 +43,6 @@ func (h *Hands) CgroupBinds(path string) []plan.Bind {
 		dir := filepath.Dir(procs)
 		hierarchy := strings.TrimSuffix(dir, strings.TrimSuffix(path, "/"))
 		out = append(out, plan.Bind{Source: dir, Destination: "/sys/fs/cgroup/" + filepath.Base(hierarchy)})
-	}
-	return out
-}
-
-func resources(r *specs.LinuxResources) cgroup.Resources {
-	var out cgroup.Resources
-	if c := r.CPU; c != nil {
-		if c.Shares != nil {
-			out.CPUShares = *c.Shares
-		}
-		if c.Quota != nil {
-			out.CPUQuota = *c.Quota
-		}
-		if c.Period != nil {
-			out.CPUPeriod = *c.Period
-		}
-		out.CpusetCpus, out.CpusetMems = c.Cpus, c.Mems
-	}
-	if m := r.Memory; m != nil {
-		out.Memory, out.MemorySwap = m.Limit, m.Swap
-	}
-	if p := r.Pids; p != nil {
-		out.Pids = p.Limit
-	}
-	for _, h := range r.HugepageLimits {
-		if out.Hugepages == nil {
-			out.Hugepages = map[string]uint64{}
-		}
-		out.Hugepages[h.Pagesize] = h.Limit
-	}
-	out.Unified = r.Unified
-	for _, d := range r.Devices {
-		rule := cgroup.Device{Allow: d.Allow, Type: d.Type, Major: -1, Minor: -1, Access: d.Access}
-		if d.Major != nil {
-			rule.Major = *d.Major
-		}
-		if d.Minor != nil {
-			rule.Minor = *d.Minor
-		}
-		out.Devices = append(out.Devices, rule)
 	}
 	return out
 }

@@ -12,6 +12,7 @@ import (
 
 	"worknode/fault"
 	"worknode/monitor/wire"
+	oci "worknode/oci/spec"
 	"worknode/runtime/state"
 )
 
@@ -39,7 +40,7 @@ func (h *Hands) Pause(s *state.Sandbox) (wire.Start, error) {
 		init.UID, init.GID = min(init.UID, m.Size-1), min(init.GID, m.Size-1)
 	}
 	for kind, pin := range h.PinPaths(s) {
-		init.Join[nsNames[kind]] = pin
+		init.Join[oci.NamespaceName(kind)] = pin
 	}
 	return wire.Start{ID: "pause-" + s.ID, Init: init}, nil
 }

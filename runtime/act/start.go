@@ -18,6 +18,7 @@ import (
 	"worknode/fault"
 	"worknode/kernel/seccomp"
 	"worknode/monitor/wire"
+	oci "worknode/oci/spec"
 	"worknode/runtime/plan"
 	"worknode/runtime/state"
 )
@@ -68,15 +69,14 @@ func (h *Hands) Start(c *state.Container, made plan.Made, base string) (wire.Sta
 	init.Sysctl = spec.Linux.Sysctl
 	init.New = []string{"mnt"}
 	for _, ns := range spec.Linux.Namespaces {
-		name, ok := nsNames[ns.Type]
+		name := oci.NamespaceName(ns.Type)
 		switch {
-		case !ok:
 		case ns.Path != "":
 			if init.Join == nil {
 				init.Join = map[string]string{}
 			}
 			init.Join[name] = ns.Path
-		case name != "mnt":
+		case name != "mnt" && name != "":
 			init.New = append(init.New, name)
 		}
 	}
@@ -119,35 +119,19 @@ func wireDevice(d specs.LinuxDevice) wire.Device {
 	return out
 }
 
-var nsNames = map[specs.LinuxNamespaceType]string{
-	specs.MountNamespace: "mnt", specs.PIDNamespace: "pid", specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc",
-	specs.UTSNamespace: "uts", specs.CgroupNamespace: "cgroup", specs.UserNamespace: "user",
-}
-
 // process is the part of a start that container and exec share: identity, rights, environment.
 func (h *Hands) process(spec *specs.Spec, choice plan.Seccomp) (wire.Init, error) {
 	p := spec.Process
-	init := wire.Init{
-		Args: p.Args, Env: p.Env, Cwd: p.Cwd, UID: p.User.UID, GID: p.User.GID, Groups: p.User.AdditionalGids,
-		Umask: p.User.Umask, NoNewPrivs: p.NoNewPrivileges, OOMScoreAdj: p.OOMScoreAdj,
+	init, _, err := oci.Process(p) // a plan names no capability that is unknown
+	if err != nil {
+		return init, err
 	}
 	if l := spec.Linux; len(l.UIDMappings) > 0 && len(l.GIDMappings) > 0 {
 		init.IDMap = &wire.IDMap{UID: l.UIDMappings[0].HostID, GID: l.GIDMappings[0].HostID, Size: l.UIDMappings[0].Size}
 	}
-	if c := p.Capabilities; c != nil {
-		init.Caps = wire.Caps{Bounding: plan.CapMask(c.Bounding), Effective: plan.CapMask(c.Effective), Permitted: plan.CapMask(c.Permitted),
-			Inheritable: plan.CapMask(c.Inheritable), Ambient: plan.CapMask(c.Ambient)}
-	}
 	var bounding []string
 	if p.Capabilities != nil {
 		bounding = p.Capabilities.Bounding
-	}
-	for _, r := range p.Rlimits {
-		kind, ok := rlimits[strings.TrimPrefix(strings.ToUpper(r.Type), "RLIMIT_")]
-		if !ok || r.Soft > r.Hard {
-			return init, fault.New(fault.Invalid, "rlimit %s of %d, at most %d, is none", r.Type, r.Soft, r.Hard)
-		}
-		init.Rlimits = append(init.Rlimits, wire.Rlimit{Type: kind, Soft: r.Soft, Hard: r.Hard})
 	}
 	program, err := h.filter(spec.Linux.Seccomp, choice, bounding)
 	init.Seccomp, init.SeccompFlags = program.Filter, program.Flags
@@ -179,26 +163,6 @@ func (h *Hands) filter(own *specs.LinuxSeccomp, choice plan.Seccomp, bounding []
 	return seccomp.Program{}, nil
 }
 
-// rlimits by name. Source: getrlimit(2).
-var rlimits = map[string]int{
-	"AS": unix.RLIMIT_AS, "CORE": unix.RLIMIT_CORE, "CPU": unix.RLIMIT_CPU, "DATA": unix.RLIMIT_DATA, "FSIZE": unix.RLIMIT_FSIZE,
-	"LOCKS": unix.RLIMIT_LOCKS, "MEMLOCK": unix.RLIMIT_MEMLOCK, "MSGQUEUE": unix.RLIMIT_MSGQUEUE, "NICE": unix.RLIMIT_NICE,
-	"NOFILE": unix.RLIMIT_NOFILE, "NPROC": unix.RLIMIT_NPROC, "RSS": unix.RLIMIT_RSS, "RTPRIO": unix.RLIMIT_RTPRIO,
-	"RTTIME": unix.RLIMIT_RTTIME, "SIGPENDING": unix.RLIMIT_SIGPENDING, "STACK": unix.RLIMIT_STACK,
-}
-
-// mountFlags are the option words that are MS_* bits. Source: mount(8), OCI config.md "Linux mount options".
-var mountFlags = map[string]uintptr{
-	"ro": unix.MS_RDONLY, "nosuid": unix.MS_NOSUID, "nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC,
-	"strictatime": unix.MS_STRICTATIME, "relatime": unix.MS_RELATIME, "noatime": unix.MS_NOATIME, "nodiratime": unix.MS_NODIRATIME,
-	"bind": unix.MS_BIND, "rbind": unix.MS_BIND | unix.MS_REC, "sync": unix.MS_SYNCHRONOUS,
-}
-
-var mountPropagation = map[string]uintptr{
-	"private": unix.MS_PRIVATE, "rprivate": unix.MS_PRIVATE | unix.MS_REC, "slave": unix.MS_SLAVE, "rslave": unix.MS_SLAVE | unix.MS_REC,
-	"shared": unix.MS_SHARED, "rshared": unix.MS_SHARED | unix.MS_REC, "unbindable": unix.MS_UNBINDABLE,
-}
-
 // hostPath reports whether a mount is one that the CRI request names.
 func hostPath(c *state.Container, m specs.Mount) bool {
 	return slices.ContainsFunc(c.Config.GetMounts(), func(r *cri.Mount) bool {
@@ -215,38 +179,27 @@ func makeSource(dir string) error {
 	return err
 }
 
-// wireMount splits the options.
+// wireMount splits the options. A mount without a type is one of a directory or file, as CDI writes them.
 func wireMount(m specs.Mount, base string) (wire.Mount, error) {
-	out := wire.Mount{Source: m.Source, Destination: m.Destination, Type: m.Type, IDMap: len(m.UIDMappings) > 0}
-	var data []string
+	var lower, options []string
 	for _, o := range m.Options {
-		if f, ok := mountFlags[o]; ok {
-			out.Flags |= f
-		} else if p, ok := mountPropagation[o]; ok {
-			out.Propagation = append(out.Propagation, p)
-		} else if dir, ok := strings.CutPrefix(o, plan.LowerDir); ok {
-			out.Lower = append(out.Lower, strings.TrimPrefix(dir, base+"/"))
+		if dir, ok := strings.CutPrefix(o, plan.LowerDir); ok {
+			lower = append(lower, strings.TrimPrefix(dir, base+"/"))
 		} else {
-			switch o {
-			case "rro":
-				out.RecReadonly = true
-				out.Flags |= unix.MS_RDONLY
-			case "idmap", "ridmap":
-				out.IDMap = true
-			case "rw", "suid", "dev", "exec", "async", "atime", "diratime", "defaults": // as it is without
-			default:
-				data = append(data, o)
-			}
+			options = append(options, o)
 		}
 	}
-	out.Data = strings.Join(data, ",")
-	if m.Type == "bind" || m.Type == "" || m.Type == "none" {
-		out.Flags |= unix.MS_BIND
+	if m.Type == "" || m.Type == "none" {
+		m.Type = "bind"
 	}
-	if out.Flags&unix.MS_BIND == 0 {
-		return out, nil
+	mapped := len(m.UIDMappings) > 0 // the pod's own mapping: a plan knows no other
+	m.Options, m.UIDMappings, m.GIDMappings = options, nil, nil
+	out, err := oci.Mount(m)
+	out.IDMap, out.Lower = mapped || out.IDMap, lower
+	out.Clear = 0 // a host's mount that is read-only, nosuid or so stays it, whatever a pod asks for
+	if err != nil || out.Flags&unix.MS_BIND == 0 {
+		return out, err
 	}
-	out.Type = "bind"
 	info, err := os.Stat(m.Source)
 	if err != nil {
 		return out, fault.New(fault.Invalid, "mount %s: %w", m.Destination, err)

@@ -11,6 +11,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"worknode/fault"
+	"worknode/oci/capability"
 	"worknode/runtime/state"
 )
 
@@ -24,7 +25,7 @@ func base() Input {
 				NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}}},
 		},
 		Image: ocispec.ImageConfig{Env: []string{"A=image"}, Cmd: []string{"serve"}, Entrypoint: []string{"/bin/app"}},
-		Host:  Host{Caps: allCaps, CgroupV2: true},
+		Host:  Host{Caps: capability.All, CgroupV2: true},
 		Files: Files{Hosts: "/h/hosts", Hostname: "/h/hostname", Resolv: "/h/resolv", Shm: "/h/shm"},
 		Pins:  map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "/p/net", specs.IPCNamespace: "/p/ipc", specs.UTSNamespace: "/p/uts"},
 	}
@@ -75,7 +76,7 @@ func TestEnvironment(t *testing.T) {
 }
 
 func TestCapabilities(t *testing.T) {
-	def := capList(defaultCaps)
+	def := capability.List(defaultCaps)
 	if len(def) != 14 {
 		t.Errorf("%d default capabilities", len(def))
 	}
@@ -85,21 +86,21 @@ func TestCapabilities(t *testing.T) {
 		want uint64
 		amb  uint64
 	}{
-		"defaults":         {&cri.LinuxContainerSecurityContext{}, allCaps, defaultCaps, 0},
-		"add":              {caps([]string{"NET_ADMIN"}, nil, nil), allCaps, defaultCaps | 1<<12, 0},
-		"with prefix":      {caps([]string{"CAP_NET_ADMIN"}, nil, nil), allCaps, defaultCaps | 1<<12, 0},
-		"drop all add one": {caps([]string{"NET_ADMIN"}, []string{"ALL"}, nil), allCaps, 1 << 12, 0},
-		"add all drop one": {caps([]string{"all"}, []string{"SYS_ADMIN"}, nil), allCaps, allCaps &^ (1 << 21), 0},
-		"privileged":       {&cri.LinuxContainerSecurityContext{Privileged: true}, allCaps, allCaps, 0},
-		"node lacks one":   {&cri.LinuxContainerSecurityContext{Privileged: true}, allCaps &^ (1 << 24), allCaps &^ (1 << 24), 0},
-		"ambient":          {caps(nil, []string{"ALL"}, []string{"NET_BIND_SERVICE"}), allCaps, 1 << 10, 1 << 10},
+		"defaults":         {&cri.LinuxContainerSecurityContext{}, capability.All, defaultCaps, 0},
+		"add":              {caps([]string{"NET_ADMIN"}, nil, nil), capability.All, defaultCaps | 1<<12, 0},
+		"with prefix":      {caps([]string{"CAP_NET_ADMIN"}, nil, nil), capability.All, defaultCaps | 1<<12, 0},
+		"drop all add one": {caps([]string{"NET_ADMIN"}, []string{"ALL"}, nil), capability.All, 1 << 12, 0},
+		"add all drop one": {caps([]string{"all"}, []string{"SYS_ADMIN"}, nil), capability.All, capability.All &^ (1 << 21), 0},
+		"privileged":       {&cri.LinuxContainerSecurityContext{Privileged: true}, capability.All, capability.All, 0},
+		"node lacks one":   {&cri.LinuxContainerSecurityContext{Privileged: true}, capability.All &^ (1 << 24), capability.All &^ (1 << 24), 0},
+		"ambient":          {caps(nil, []string{"ALL"}, []string{"NET_BIND_SERVICE"}), capability.All, 1 << 10, 1 << 10},
 	} {
 		got, err := capabilities(row.sc, row.host)
-		if err != nil || CapMask(got.Bounding) != row.want || CapMask(got.Ambient) != row.amb || CapMask(got.Effective) != row.want {
+		if err != nil || maskOf(got.Bounding) != row.want || maskOf(got.Ambient) != row.amb || maskOf(got.Effective) != row.want {
 			t.Errorf("%s: %v %v", name, got, err)
 		}
 	}
-	if _, err := capabilities(caps([]string{"FLY"}, nil, nil), allCaps); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "FLY") {
+	if _, err := capabilities(caps([]string{"FLY"}, nil, nil), capability.All); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "FLY") {
 		t.Errorf("unknown capability: %v", err)
 	}
 }
@@ -138,7 +139,7 @@ func TestMounts(t *testing.T) {
 		t.Error(diff)
 	}
 	in = base()
-	in.Host = Host{Caps: allCaps, Absent: []string{"mqueue"}, Cgroups: []Bind{{"/sys/fs/cgroup/memory/x", "/sys/fs/cgroup/memory"}}}
+	in.Host = Host{Caps: capability.All, Absent: []string{"mqueue"}, Cgroups: []Bind{{"/sys/fs/cgroup/memory/x", "/sys/fs/cgroup/memory"}}}
 	in.Config.Linux.SecurityContext.Privileged = true
 	got = nil
 	for _, m := range made(t, in).Spec.Mounts {
@@ -356,4 +357,9 @@ func TestMerge(t *testing.T) {
 	if got.CpuQuota != -1 || got.MemoryLimitInBytes != 5 || got.CpusetCpus != "0" || got.OomScoreAdj != 7 || len(got.Unified) != 2 {
 		t.Errorf("%v", got)
 	}
+}
+
+func maskOf(names []string) uint64 {
+	mask, _ := capability.Mask(names)
+	return mask
 }

@@ -1,5 +1,6 @@
 // Command worknode-monitor keeps a node's containers: see package monitor. Run as "worknode-monitor init" it is the
-// first life of a container's process: see package monitor/inside.
+// first life of a container's process: see package monitor/inside. Run as "worknode-monitor oci", or by a link of the name
+// worknode-oci, it is an OCI runtime: see package oci.
 package main
 
 import (
@@ -15,6 +16,8 @@ import (
 	"worknode/monitor"
 	"worknode/monitor/client"
 	"worknode/monitor/inside"
+	"worknode/oci"
+	"worknode/version"
 )
 
 func main() {
@@ -30,6 +33,9 @@ func main() {
 		case "upgrade":
 			os.Exit(upgrade(os.Args[2:]))
 		}
+	}
+	if args, ok := oci.Wanted(os.Args); ok {
+		os.Exit(oci.Main(args, version.Build))
 	}
 	os.Exit(run())
 }

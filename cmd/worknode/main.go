@@ -15,10 +15,15 @@ import (
 	"github.com/spf13/cobra"
 
 	"worknode/cli"
+	"worknode/oci"
 	"worknode/version"
 )
 
 func main() {
+	if args, ok := oci.Wanted(os.Args); ok {
+		fmt.Fprintln(os.Stderr, "worknode:", becomeOCI(args))
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process the hard way
 	err := command(filepath.Base(os.Args[0])).ExecuteContext(ctx)
@@ -54,7 +59,7 @@ func root() *cobra.Command {
 	}
 	add("node", runCommand())
 	add("user", cli.Commands()...)
-	add("process", runtimeCommand(), kubeletCommand(), proxyCommand())
+	add("process", runtimeCommand(), kubeletCommand(), proxyCommand(), ociCommand())
 	return c
 }
 

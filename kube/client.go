@@ -49,8 +49,8 @@ func For(cfg *rest.Config) (*Client, error) {
 		return nil, fmt.Errorf("API client for %s: %w", cfg.Host, err)
 	}
 	c := &Client{groups: map[schema.GroupVersion]*rest.RESTClient{}, params: runtime.NewParameterCodec(scheme)}
-	for _, gv := range []schema.GroupVersion{Pods.Group, EndpointSlices.Group, Leases.Group} {
-		one := rest.CopyConfig(cfg)
+	for _, g := range groups {
+		gv, one := g.version, rest.CopyConfig(cfg)
 		one.GroupVersion = &gv
 		one.APIPath = "/apis"
 		if gv.Group == "" {

@@ -1,6 +1,9 @@
 package kube
 
 import (
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -31,11 +34,28 @@ var (
 	Leases         = Resource{coordinationv1.SchemeGroupVersion, "leases", true, func() runtime.Object { return &coordinationv1.Lease{} }, func() runtime.Object { return &coordinationv1.LeaseList{} }}
 )
 
+// What a node asks the API server about others, and for itself. These have no lists.
+var (
+	TokenReviews         = Resource{Group: authenticationv1.SchemeGroupVersion, Name: "tokenreviews", New: func() runtime.Object { return &authenticationv1.TokenReview{} }}
+	SubjectAccessReviews = Resource{Group: authorizationv1.SchemeGroupVersion, Name: "subjectaccessreviews", New: func() runtime.Object { return &authorizationv1.SubjectAccessReview{} }}
+	CertificateRequests  = Resource{certificatesv1.SchemeGroupVersion, "certificatesigningrequests", false, func() runtime.Object { return &certificatesv1.CertificateSigningRequest{} }, func() runtime.Object { return &certificatesv1.CertificateSigningRequestList{} }}
+)
+
+// groups are those that the client speaks.
+var groups = []struct {
+	version schema.GroupVersion
+	add     func(*runtime.Scheme) error
+}{
+	{corev1.SchemeGroupVersion, corev1.AddToScheme}, {discoveryv1.SchemeGroupVersion, discoveryv1.AddToScheme},
+	{coordinationv1.SchemeGroupVersion, coordinationv1.AddToScheme}, {authenticationv1.SchemeGroupVersion, authenticationv1.AddToScheme},
+	{authorizationv1.SchemeGroupVersion, authorizationv1.AddToScheme}, {certificatesv1.SchemeGroupVersion, certificatesv1.AddToScheme},
+}
+
 // newScheme holds only the groups above: the full client-go scheme costs every process of the node a few megabytes.
 func newScheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, coordinationv1.AddToScheme} {
-		if err := add(s); err != nil {
+	for _, g := range groups {
+		if err := g.add(s); err != nil {
 			return nil, err
 		}
 	}

@@ -19,6 +19,7 @@ import (
 
 	"worknode/fault"
 	"worknode/kube"
+	"worknode/kubelet/api/access"
 	"worknode/kubelet/cgroups"
 	"worknode/kubelet/config"
 	"worknode/kubelet/event"
@@ -196,4 +197,13 @@ func kept(c *config.Configuration) map[v1.ResourceName]node.Threshold {
 		out[name] = node.Threshold{Amount: &q}
 	}
 	return out
+}
+
+// accessConfig is who may use the server.
+func accessConfig(o Options, client *kube.Client) access.Config {
+	who, may := o.Config.Authentication, o.Config.Authorization
+	return access.Config{
+		Client: client, Node: o.NodeName, Anonymous: *who.Anonymous.Enabled, Tokens: *who.Webhook.Enabled, AlwaysAllow: may.Mode == "AlwaysAllow",
+		TokenTTL: who.Webhook.CacheTTL.Duration, AllowTTL: may.Webhook.CacheAuthorizedTTL.Duration, DenyTTL: may.Webhook.CacheUnauthorizedTTL.Duration,
+	}
 }

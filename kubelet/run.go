@@ -20,6 +20,7 @@ import (
 	"worknode/kube"
 	"worknode/kubelet/act"
 	"worknode/kubelet/api"
+	"worknode/kubelet/api/access"
 	"worknode/kubelet/cgroups"
 	"worknode/kubelet/config"
 	"worknode/kubelet/event"
@@ -114,6 +115,8 @@ func Run(ctx context.Context, o Options) error {
 		CertFile: o.Config.TLSCertFile, KeyFile: o.Config.TLSPrivateKeyFile, ClientCAFile: o.Config.Authentication.X509.ClientCAFile,
 		TLS: config.TLS(o.Config), Configz: func() ([]byte, error) { return config.JSON(o.Config) },
 		NodeName: o.NodeName, RootDir: o.RootDir, Pods: r, Runtime: runtime, Metrics: r.metrics, Profiling: *o.Config.EnableProfilingHandler,
+		Debugging: *o.Config.EnableDebuggingHandlers, SystemLogs: *o.Config.EnableSystemLogHandler, ProbeMetrics: r.probeMetrics,
+		Access:  access.New(accessConfig(o, client)),
 		Healthy: func() error { return nil },
 	})
 	if err := server.Listen(); err != nil {

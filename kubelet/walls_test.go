@@ -30,6 +30,7 @@ var mayImport = map[string][]string{
 	"node":       {"kube"},
 	"api":        {"kubelet/api/*"},
 	"api/crilog": {},
+	"api/access": {"kube"},
 	"event":      {"kube"},
 	"logs":       {},
 	"config":     {"strict"},

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -16,50 +17,53 @@ import (
 	"worknode/fault"
 )
 
-// identity is who calls, as the client certificate says.
-// Source: Kubernetes docs, authentication, X.509 client certificates: user is the common name, groups the organisations.
-type identity struct {
-	user   string
-	groups []string
-}
+// caller is the key under which guard leaves who asked, for the log of streams.
+type caller struct{}
 
-// guard lets a request through to h if its caller is known and allowed.
-func (s *Server) guard(sub string, h http.HandlerFunc) http.HandlerFunc {
+// guard lets a request through to h if its caller is known and allowed. verb is what the request counts as; empty: what its
+// method means. One of subs, the subresources of nodes, is enough.
+// Source: Kubernetes docs, kubelet authorization.
+func (s *Server) guard(verb string, subs []string, h http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		who, ok := authenticate(r)
-		if !ok {
+		who, err := s.Access.Who(r)
+		if err != nil {
 			s.count.unauthorized.Add(1)
-			http.Error(w, "Unauthorized: present a client certificate of this node's client CA", http.StatusUnauthorized)
+			http.Error(w, err.Error(), http.StatusUnauthorized)
 			return
 		}
-		if err := s.authorize(who, verbOf(r), sub); err != nil {
+		act := verb
+		if act == "" {
+			act = verbOf(r.Method)
+		}
+		if err := s.Access.May(r.Context(), who, act, subs...); err != nil {
+			if !fault.Is(err, fault.Denied) {
+				slog.Warn("kubelet server cannot check rights", "err", err)
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+				return
+			}
+			s.count.forbidden.Add(1)
 			http.Error(w, err.Error(), http.StatusForbidden)
 			return
 		}
 		s.count.requests.Add(1)
-		h(w, r)
+		h(w, r.WithContext(context.WithValue(r.Context(), caller{}, who.Name)))
 	}
 }
 
-func authenticate(r *http.Request) (identity, bool) {
-	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
-		return identity{}, false
-	}
-	subject := r.TLS.VerifiedChains[0][0].Subject
-	return identity{subject.CommonName, subject.Organization}, true
-}
-
-// authorize says whether a caller may do verb on nodes/<sub> of this node. Every bearer of a certificate of the client
-// CA may: that CA is the cluster's own, or the standalone node's. This is the one place that asks.
-func (s *Server) authorize(identity, string, string) error { return nil }
-
-// verbOf maps the method as the API server does, except that a request to switch protocols is always a create: reading
-// rights on nodes/proxy must not be enough to run commands in containers.
-func verbOf(r *http.Request) string {
-	if r.Method == http.MethodPost || r.Header.Get("Upgrade") != "" {
+// verbOf maps a method as the API server does.
+func verbOf(method string) string {
+	switch method {
+	case http.MethodPost:
 		return "create"
+	case http.MethodPut:
+		return "update"
+	case http.MethodPatch:
+		return "patch"
+	case http.MethodDelete:
+		return "delete"
+	default:
+		return "get"
 	}
-	return "get"
 }
 
 // tlsFiles serves with the certificate and the client CA that are in the files now: a handshake compares their times
@@ -115,6 +119,9 @@ func (f *tlsFiles) load() (*tls.Config, error) {
 
 func (f *tlsFiles) stamps() (out [3]stamp, err error) {
 	for i, name := range []string{f.cert, f.key, f.ca} {
+		if name == "" {
+			continue
+		}
 		var st fs.FileInfo
 		if st, err = os.Stat(name); err != nil {
 			return [3]stamp{}, err
@@ -129,13 +136,15 @@ func (f *tlsFiles) read() (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("serving certificate %s with key %s: %w", f.cert, f.key, err)
 	}
-	pem, err := os.ReadFile(f.ca)
-	if err != nil {
-		return nil, err
-	}
 	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fault.New(fault.Invalid, "client CA %s holds no PEM certificate", f.ca)
+	if f.ca != "" {
+		pem, err := os.ReadFile(f.ca)
+		if err != nil {
+			return nil, err
+		}
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, fault.New(fault.Invalid, "client CA %s holds no PEM certificate", f.ca)
+		}
 	}
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
 	if f.base != nil {

@@ -15,7 +15,7 @@ import (
 )
 
 // counters are the server's own; all only grow.
-type counters struct{ requests, unauthorized, refused atomic.Uint64 }
+type counters struct{ requests, unauthorized, forbidden, refused atomic.Uint64 }
 
 // page collects metrics in Prometheus' text format. A client library's registry would cost each of the node's
 // processes memory for what is a few lines of printing.
@@ -89,6 +89,7 @@ func (s *Server) getMetrics(w http.ResponseWriter, _ *http.Request) {
 	p.head("kubelet_http_requests_total", "counter", "Requests to this server by what became of them")
 	p.sample("kubelet_http_requests_total", float64(s.count.requests.Load()), "result", "allowed")
 	p.sample("kubelet_http_requests_total", float64(s.count.unauthorized.Load()), "result", "unauthorized")
+	p.sample("kubelet_http_requests_total", float64(s.count.forbidden.Load()), "result", "forbidden")
 	p.sample("kubelet_http_requests_total", float64(s.count.refused.Load()), "result", "refused")
 
 	goruntime := []metrics.Sample{{Name: "/sched/goroutines:goroutines"}, {Name: "/memory/classes/heap/objects:bytes"}}

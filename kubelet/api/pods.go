@@ -9,6 +9,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"worknode/fault"
 )
 
@@ -18,6 +19,37 @@ func (s *Server) getPods(w http.ResponseWriter, _ *http.Request) {
 		list.Items = append(list.Items, *p) // shallow: only read below
 	}
 	reply(w, list)
+}
+
+// getRunningPods lists what really runs: the pods of the runtime's containers, known to the API server or not.
+func (s *Server) getRunningPods(w http.ResponseWriter, r *http.Request) {
+	running := &cri.ContainerFilter{State: &cri.ContainerStateValue{State: cri.ContainerState_CONTAINER_RUNNING}}
+	list, err := s.Runtime.ListContainers(r.Context(), &cri.ListContainersRequest{Filter: running})
+	if err != nil {
+		fail(w, kindOfCRI(err))
+		return
+	}
+	pods := map[string]*v1.Pod{}
+	var order []string
+	for _, c := range list.GetContainers() {
+		uid := c.GetLabels()["io.kubernetes.pod.uid"]
+		if uid == "" {
+			continue // not of a kubelet
+		}
+		if pods[uid] == nil {
+			pods[uid] = &v1.Pod{ObjectMeta: metav1.ObjectMeta{
+				UID: types.UID(uid), Name: c.Labels["io.kubernetes.pod.name"], Namespace: c.Labels["io.kubernetes.pod.namespace"],
+			}}
+			order = append(order, uid)
+		}
+		spec := &pods[uid].Spec
+		spec.Containers = append(spec.Containers, v1.Container{Name: c.GetMetadata().GetName(), Image: c.GetImage().GetImage()})
+	}
+	out := v1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}, Items: []v1.Pod{}}
+	for _, uid := range order {
+		out.Items = append(out.Items, *pods[uid])
+	}
+	reply(w, out)
 }
 
 func reply(w http.ResponseWriter, v any) {

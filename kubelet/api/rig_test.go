@@ -58,7 +58,7 @@ func start(t *testing.T) *rig {
 	file := func(s string) string { return filepath.Join(r.dir, s) }
 	r.Server = New(Config{
 		Addr: "127.0.0.1:0", CertFile: file("serving.crt"), KeyFile: file("serving.key"), ClientCAFile: file("ca.crt"),
-		NodeName: "n1", RootDir: r.dir, Pods: onePod{r.log}, Runtime: r.runtime.client, Profiling: true,
+		NodeName: "n1", RootDir: r.dir, Pods: onePod{r.log}, Runtime: r.runtime.client, Profiling: true, Debugging: true,
 	})
 	if err := r.Listen(); err != nil {
 		t.Fatal(err)

@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"worknode/fault"
+	"worknode/kubelet/api/access"
 	"worknode/kubelet/api/crilog"
 	"worknode/task"
 )
@@ -48,10 +49,16 @@ type Config struct {
 	RootDir  string // the file system whose room /stats/summary shows as the node's
 	Pods     Pods
 	Runtime  cri.RuntimeServiceClient
+	// Access says who calls and what they may do; nil: bearers of client certificates may do everything.
+	Access *access.Access
+	// Debugging serves exec, attach, run, port-forward and logs; else they answer 405.
+	Debugging bool
+	// SystemLogs serves the machine's /var/log below /logs/.
+	SystemLogs bool
 	// Healthy answers /healthz: nil when the kubelet works. It must not wait for the runtime or the API server.
 	Healthy func() error
-	// Metrics appends the kubelet's own metrics in Prometheus text format; may be nil.
-	Metrics func(io.Writer)
+	// Metrics appends the kubelet's own metrics in Prometheus text format, ProbeMetrics those of probes; may be nil.
+	Metrics, ProbeMetrics func(io.Writer)
 	// Configz is the configuration in force, as JSON; may be nil.
 	Configz func() ([]byte, error)
 	// Profiling serves /debug/pprof.
@@ -76,6 +83,9 @@ type Server struct {
 
 // New returns a server that does not listen yet.
 func New(c Config) *Server {
+	if c.Access == nil {
+		c.Access = access.New(access.Config{Node: c.NodeName, AlwaysAllow: true})
+	}
 	return &Server{Config: c, tls: &tlsFiles{cert: c.CertFile, key: c.KeyFile, ca: c.ClientCAFile, base: c.TLS}}
 }
 
@@ -162,38 +172,66 @@ func (s *Server) serverFor(h http.Handler) *http.Server {
 	}
 }
 
-// routes is the server's map. sub is the subresource of nodes that a caller needs (see authorize).
+// routes is the server's map. Each path names the subresources of nodes that open it, as upstream's kubelet does.
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
-	open := func(sub, pattern string, h http.HandlerFunc) { mux.HandleFunc(pattern, s.guard(sub, h)) }
+	open := func(pattern string, h http.HandlerFunc, subs ...string) {
+		mux.HandleFunc(pattern, s.guard("", subs, h))
+	}
 
-	mux.HandleFunc("GET /healthz", s.getHealthz)
-	mux.HandleFunc("GET /healthz/{check}", s.getHealthz)
-	open("pods", "GET /pods", s.getPods)
-	open("proxy", "GET /containerLogs/{ns}/{pod}/{container}", s.getLogs)
-	for _, method := range []string{"GET ", "POST "} {
-		open("proxy", method+"/exec/{ns}/{pod}/{container}", s.exec)
-		open("proxy", method+"/exec/{ns}/{pod}/{uid}/{container}", s.exec)
-		open("proxy", method+"/attach/{ns}/{pod}/{container}", s.attach)
-		open("proxy", method+"/attach/{ns}/{pod}/{uid}/{container}", s.attach)
-		open("proxy", method+"/portForward/{ns}/{pod}", s.portForward)
-		open("proxy", method+"/portForward/{ns}/{pod}/{uid}", s.portForward)
-	}
-	open("metrics", "GET /metrics", s.getMetrics)
-	open("metrics", "GET /metrics/resource", s.getResourceMetrics)
-	open("stats", "GET /stats/summary", s.getSummary)
-	open("configz", "GET /configz", s.getConfigz)
+	open("GET /healthz", s.getHealthz, "healthz", "proxy")
+	open("GET /healthz/{check}", s.getHealthz, "healthz", "proxy")
+	open("GET /pods", s.getPods, "pods", "proxy")
+	open("GET /pods/", s.getPods, "pods", "proxy")
+	open("GET /runningpods/", s.getRunningPods, "pods", "proxy")
+	open("GET /configz", s.getConfigz, "configz", "proxy")
+	open("GET /stats/summary", s.getSummary, "stats")
+	open("GET /stats/summary/", s.getSummary, "stats")
+	open("GET /metrics", s.getMetrics, "metrics")
+	open("GET /metrics/resource", s.getResourceMetrics, "metrics")
+	open("GET /metrics/cadvisor", s.getContainerMetrics, "metrics")
+	open("GET /metrics/probes", s.getProbeMetrics, "metrics")
+	s.debugging(mux)
 	if s.Profiling {
-		open("proxy", "GET /debug/pprof/", pprof.Index)
-		open("proxy", "GET /debug/pprof/cmdline", pprof.Cmdline)
-		open("proxy", "GET /debug/pprof/profile", pprof.Profile)
-		open("proxy", "GET /debug/pprof/symbol", pprof.Symbol)
-		open("proxy", "GET /debug/pprof/trace", pprof.Trace)
+		open("GET /debug/pprof/", pprof.Index, "proxy")
+		open("GET /debug/pprof/cmdline", pprof.Cmdline, "proxy")
+		open("GET /debug/pprof/profile", pprof.Profile, "proxy")
+		open("GET /debug/pprof/symbol", pprof.Symbol, "proxy")
+		open("GET /debug/pprof/trace", pprof.Trace, "proxy")
 	}
-	open("proxy", "/", func(w http.ResponseWriter, r *http.Request) {
+	open("/", func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("%s %s: the kubelet has no such path", r.Method, r.URL.Path), http.StatusNotFound)
-	})
+	}, "proxy")
 	return mux
+}
+
+// debugging adds what lets people into containers. Whatever runs a command or opens a connection counts as a create, by
+// whichever method it comes: the right to read nodes/proxy must not be enough for it.
+func (s *Server) debugging(mux *http.ServeMux) {
+	open := func(pattern, verb string, h http.HandlerFunc, subs ...string) {
+		if !s.Debugging {
+			h = func(w http.ResponseWriter, _ *http.Request) {
+				http.Error(w, "Debug endpoints are disabled (kubelet configuration: enableDebuggingHandlers)", http.StatusMethodNotAllowed)
+			}
+		}
+		mux.HandleFunc(pattern, s.guard(verb, subs, h))
+	}
+	open("GET /containerLogs/{ns}/{pod}/{container}", "", s.getLogs, "proxy")
+	if s.SystemLogs {
+		files := http.StripPrefix("/logs/", http.FileServer(http.Dir("/var/log")))
+		open("GET /logs/", "", files.ServeHTTP, "log", "proxy")
+	}
+	for _, method := range []string{"GET ", "POST "} {
+		open(method+"/exec/{ns}/{pod}/{container}", "create", s.exec, "proxy")
+		open(method+"/exec/{ns}/{pod}/{uid}/{container}", "create", s.exec, "proxy")
+		open(method+"/attach/{ns}/{pod}/{container}", "create", s.attach, "proxy")
+		open(method+"/attach/{ns}/{pod}/{uid}/{container}", "create", s.attach, "proxy")
+		open(method+"/portForward/{ns}/{pod}", "create", s.portForward, "proxy")
+		open(method+"/portForward/{ns}/{pod}/{uid}", "create", s.portForward, "proxy")
+	}
+	open("POST /run/{ns}/{pod}/{container}", "create", s.run, "proxy")
+	open("POST /run/{ns}/{pod}/{uid}/{container}", "create", s.run, "proxy")
+	open("POST /checkpoint/{ns}/{pod}/{container}", "create", s.checkpoint, "checkpoint", "proxy")
 }
 
 // getConfigz shows the configuration in force. Source: component-base configz.

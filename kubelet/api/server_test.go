@@ -42,12 +42,12 @@ func appendLog(t *testing.T, path string, lines ...string) {
 func TestOnlyBearersOfTheClientCAMayAsk(t *testing.T) {
 	r := start(t)
 	stranger := newAuthority(t).issue(t, t.TempDir(), "x", "admin")
-	for _, path := range []string{"/pods", "/metrics", "/stats/summary", "/containerLogs/default/web/app", "/exec/default/web/app?command=x&output=1", "/nowhere", "/debug/pprof/"} {
+	for _, path := range []string{"/healthz", "/pods", "/metrics", "/stats/summary", "/containerLogs/default/web/app", "/exec/default/web/app?command=x&output=1", "/nowhere", "/debug/pprof/"} {
 		if code, body := r.get(t, r.nobody, path); code != http.StatusUnauthorized {
 			t.Errorf("%s without certificate: %d %s", path, code, body)
 		}
 	}
-	if code, body := r.get(t, r.nobody, "/healthz"); code != 200 || body != "ok" {
+	if code, body := r.get(t, r.client, "/healthz"); code != 200 || body != "ok" {
 		t.Errorf("/healthz: %d %s", code, body)
 	}
 	tr := r.nobody.Transport.(*http.Transport).Clone()

@@ -11,6 +11,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -65,6 +67,62 @@ func (s *Server) streamTo(w http.ResponseWriter, r *http.Request, ask func(conte
 		return
 	}
 	s.join(w, r, func(ctx context.Context) (string, error) { return ask(ctx, id, f) })
+}
+
+// run runs a command in a container and answers with its output, stdout and stderr as one, when it has ended.
+func (s *Server) run(w http.ResponseWriter, r *http.Request) {
+	pod, name, err := s.containerOf(r)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	cmd := r.URL.Query()["cmd"]
+	if len(cmd) == 1 {
+		cmd = strings.Fields(cmd[0])
+	}
+	if len(cmd) == 0 {
+		fail(w, fault.New(fault.Invalid, "run needs a cmd parameter"))
+		return
+	}
+	id, _, err := s.Pods.ContainerID(pod, name, false)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	resp, err := s.Runtime.ExecSync(r.Context(), &cri.ExecSyncRequest{ContainerId: id, Cmd: cmd})
+	if err != nil {
+		fail(w, kindOfCRI(err))
+		return
+	}
+	_, _ = w.Write(append(resp.GetStdout(), resp.GetStderr()...)) // a caller that hung up wants no answer
+	if code := resp.GetExitCode(); code != 0 {
+		fmt.Fprintf(w, "command '%s' exited with %d: %s", strings.Join(cmd, " "), code, resp.GetStderr())
+	}
+}
+
+// checkpoint asks the runtime to write a container's state to a file below the kubelet's root and names it.
+// Source: KEP-2008, kubelet checkpoint API.
+func (s *Server) checkpoint(w http.ResponseWriter, r *http.Request) {
+	pod, name, err := s.containerOf(r)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	id, _, err := s.Pods.ContainerID(pod, name, false)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	file := filepath.Join(s.RootDir, "checkpoints", fmt.Sprintf("checkpoint-%s_%s-%s-%s.tar", pod.Name, pod.Namespace, name, time.Now().Format(time.RFC3339)))
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		fail(w, err)
+		return
+	}
+	if _, err := s.Runtime.CheckpointContainer(r.Context(), &cri.CheckpointContainerRequest{ContainerId: id, Location: file}); err != nil {
+		fail(w, kindOfCRI(err))
+		return
+	}
+	reply(w, map[string][]string{"items": {file}})
 }
 
 // portForward connects to ports inside a pod.
@@ -140,7 +198,7 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request, ask func(context.C
 		fail(w, kindOfCRI(err))
 		return
 	}
-	slog.Info("stream", "path", r.URL.Path, "for", r.TLS.VerifiedChains[0][0].Subject.CommonName)
+	slog.Info("stream", "path", r.URL.Path, "for", r.Context().Value(caller{}))
 	backend, resp, br, err := s.open(ctx, r, where)
 	if err != nil {
 		fail(w, fault.New(fault.Temporary, "the runtime's streaming server at %s: %w", redact(where), err))

@@ -197,8 +197,8 @@ func TestSettingsWithoutEffectAreNamed(t *testing.T) {
 	if got := Unheeded(load(t, head, nil)); len(got) > 0 {
 		t.Errorf("defaults: %v", got)
 	}
-	c := load(t, head+"maxPods: 5\nserializeImagePulls: false\nauthentication: {anonymous: {enabled: true}}\n", nil)
-	if got := strings.Join(Unheeded(c), " "); got != "authentication.anonymous serializeImagePulls" {
+	c := load(t, head+"maxPods: 5\nserializeImagePulls: false\nenableContentionProfiling: true\n", nil)
+	if got := strings.Join(Unheeded(c), " "); got != "enableContentionProfiling serializeImagePulls" {
 		t.Errorf("got %q", got)
 	}
 }

@@ -10,7 +10,7 @@ import (
 // count adds it here; a test holds the names against the type.
 var heeded = strings.Fields(`
 	enableServer podLogsDir address port healthzPort healthzBindAddress tlsCertFile tlsPrivateKeyFile tlsCipherSuites tlsCurvePreferences tlsMinVersion
-	authentication.x509 enableProfilingHandler
+	authentication authorization enableProfilingHandler enableDebuggingHandlers enableSystemLogHandler
 	clusterDomain clusterDNS resolvConf podCIDR maxPods podsPerCore podPidsLimit seccompDefault cpuCFSQuota cpuCFSQuotaPeriod
 	cgroupRoot containerRuntimeEndpoint failCgroupV1 failSwapOn enforceNodeAllocatable systemReserved kubeReserved reservedSystemCPUs
 	containerLogMaxSize containerLogMaxFiles containerLogMonitorInterval
@@ -22,21 +22,12 @@ var heeded = strings.Fields(`
 func Unheeded(c *Configuration) (names []string) {
 	plain := new(Configuration)
 	fill(plain)
-	walk("", reflect.ValueOf(c).Elem(), reflect.ValueOf(plain).Elem(), func(name string) { names = append(names, name) })
-	return names
-}
-
-// walk calls tell with each unheeded field that differs. Groups of settings are walked into; other structs are one value.
-func walk(prefix string, have, want reflect.Value, tell func(string)) {
+	have, want := reflect.ValueOf(c).Elem(), reflect.ValueOf(plain).Elem()
 	for i := range have.NumField() {
 		name, _, _ := strings.Cut(have.Type().Field(i).Tag.Get("json"), ",")
-		path := prefix + name
-		switch {
-		case name == "" || slices.Contains(heeded, path):
-		case path == "authentication" || path == "authorization":
-			walk(path+".", have.Field(i), want.Field(i), tell)
-		case !reflect.DeepEqual(have.Field(i).Interface(), want.Field(i).Interface()):
-			tell(path)
+		if name != "" && !slices.Contains(heeded, name) && !reflect.DeepEqual(have.Field(i).Interface(), want.Field(i).Interface()) {
+			names = append(names, name)
 		}
 	}
+	return names
 }

@@ -36,6 +36,7 @@ type entry struct {
 	Target
 	rule
 	tally
+	history
 	at      time.Time
 	index   int  // place in the heap, -1 when outside
 	dropped bool // a late attempt's result is thrown away
@@ -141,6 +142,7 @@ func (p *Prober) look(ctx context.Context, e *entry) {
 	}
 	now := time.Now()
 	p.mu.Lock()
+	e.note(got, now.Sub(began))
 	if e.dropped {
 		p.mu.Unlock()
 		return

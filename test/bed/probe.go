@@ -3,6 +3,7 @@ package bed
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -73,6 +74,38 @@ func hear(c net.Conn, within time.Duration) (Answer, error) {
 		return Answer{}, kind(err)
 	}
 	return parseAnswer(string(buf[:n]))
+}
+
+// Flow is one connection, or one UDP socket, that lives on: a client that asks again and again from the same port.
+type Flow struct {
+	Packet
+	c net.Conn
+}
+
+// Open begins a flow; the first answer is read.
+func (b *Bed) Open(p Packet) (*Flow, Answer, error) {
+	c, err := b.Dial(p.Proto, p.From, p.To, patience)
+	if err != nil {
+		return nil, Answer{}, kind(err)
+	}
+	b.onEnd(func() { c.Close() })
+	a, err := hear(c, patience)
+	return &Flow{p, c}, a, err
+}
+
+// Again asks once more. The answer of a TCP flow is its own word, so all it tells is that the flow lives.
+func (f *Flow) Again(within time.Duration) (Answer, error) {
+	if f.Proto == "udp" {
+		return hear(f.c, within)
+	}
+	if err := f.c.SetDeadline(time.Now().Add(within)); err != nil {
+		return Answer{}, err
+	}
+	if _, err := f.c.Write([]byte("again")); err != nil {
+		return Answer{}, kind(err)
+	}
+	_, err := io.ReadFull(f.c, make([]byte, len("again")))
+	return Answer{}, err
 }
 
 func kind(err error) error {

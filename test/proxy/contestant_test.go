@@ -28,6 +28,7 @@ var configs = []config{
 	{name: "nodetector", noDetector: true},
 	{name: "masqall", masqueradeAll: true},
 	{name: "masqall-nodetector", masqueradeAll: true, noDetector: true},
+	{name: "localhost", nodePortAddresses: append(both("192.168.0.0/24"), "127.0.0.0/8", "::1/128")},
 	{name: "nodeports", nodePortAddresses: both("192.168.0.0/24", "192.168.1.0/24")},
 }
 
@@ -83,6 +84,7 @@ nftables: {minSyncPeriod: 5ms, masqueradeAll: %v}
 nodePortAddresses: [%s]
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 oomScoreAdj: 0
+featureGates: {KubeProxyNFTablesLocalhostNodePorts: true}
 `, bed.NodeName, dir, c.podCIDRs(), c.masqueradeAll, `"`+strings.Join(c.nodePortAddresses, `","`)+`"`)
 	text = strings.ReplaceAll(text, `[""]`, "[]")
 	if err := os.WriteFile(dir+"/config.yaml", []byte(text), 0o644); err != nil {

@@ -6,7 +6,7 @@ export CGO_ENABLED := 0
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X worknode/version.Build=$(VERSION)
 
-.PHONY: build run test test-long quick bench bench-runtime lint fmt clean setup
+.PHONY: build run test test-long quick bench bench-runtime bench-proxy lint fmt clean setup
 
 build:
 	@go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
@@ -31,6 +31,9 @@ bench: setup build
 
 bench-runtime: setup build
 	@./scripts/bench-runtime
+
+bench-proxy: setup build
+	@./scripts/bench-proxy $(ARGS)
 
 lint:
 	@./scripts/lint

@@ -345,7 +345,7 @@ slice ns1/other port dns 53/udp at 10.180.1.1`)
 
 // A client that asked before there was a Service is not stuck with what it got then.
 func udpBefore(s *stage) {
-	s.sync() // the last test's Services are gone
+	s.sync()                                                                            // the last test's Services are gone
 	flows := s.open([]bed.Packet{packet(bed.PodIP, "1.2.3.4:53", "udp")}, "1.2.3.4:53") // the world's answer
 	s.apply(dns + "10.180.0.1 here")
 	s.move(flows, "10.180.0.1:53")

@@ -15,6 +15,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/types"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"worknode/fault"
@@ -30,7 +31,7 @@ import (
 )
 
 // openNode prepares the node's object and heartbeat.
-func openNode(o Options, client *kube.Client, engine cri.RuntimeServiceClient, images cri.ImageServiceClient, events *event.Recorder, bound net.Addr) *node.Node {
+func openNode(o Options, client *kube.Client, engine cri.RuntimeServiceClient, images cri.ImageServiceClient, events *event.Recorder, bound net.Addr, registered func(types.UID)) *node.Node {
 	port := o.Config.Port
 	if tcp, ok := bound.(*net.TCPAddr); ok {
 		port = int32(tcp.Port)
@@ -43,7 +44,8 @@ func openNode(o Options, client *kube.Client, engine cri.RuntimeServiceClient, i
 		Client:       client, Name: o.NodeName, IPs: o.NodeIPs, Labels: o.Labels, PodCIDR: o.Config.PodCIDR,
 		KubeletPort: port, Version: version.Kubernetes + "-worknode." + version.Build, RootDir: o.RootDir,
 		Runtime: node.RuntimeOf(engine), Images: node.ImagesOf(images),
-		Event: func(kind, reason, message string) { events.Event(event.Node(o.NodeName), kind, reason, message) },
+		Registered: registered,
+		Event:      func(kind, reason, message string) { events.Event(event.Node(o.NodeName), kind, reason, message) },
 	})
 }
 

@@ -18,6 +18,7 @@ import (
 	"worknode/kubelet/object"
 	"worknode/kubelet/plan"
 	"worknode/kubelet/probe"
+	"worknode/kubelet/source"
 	"worknode/kubelet/state"
 	"worknode/kubelet/status"
 	"worknode/kubelet/translate"
@@ -36,6 +37,7 @@ type room struct {
 	prober  *probe.Prober
 	objects *object.Cache
 	say     func(pod *v1.Pod, s plan.Say)
+	left    func(pod *v1.Pod) // is told when nothing of a pod is left on the node
 	tasks   *task.Group
 	missed  atomic.Int64 // what the audit found and events did not tell
 
@@ -76,7 +78,11 @@ func (r *room) open(want state.Want, found *act.Pod, had bool) *actor {
 	a := &actor{uid: pod.UID, room: r, want: want, wake: make(chan struct{}, 1)}
 	a.log = slog.With("pod", pod.Namespace+"/"+pod.Name, "uid", string(pod.UID))
 	a.have.Status = pod.Status
-	if !want.Orphan {
+	switch {
+	case want.Orphan:
+	case source.Static(pod):
+		r.writer.Static(pod)
+	default:
 		known := pod.Status
 		r.writer.Known(pod, &known)
 	}
@@ -168,6 +174,32 @@ func (r *room) Synced() {
 	})
 }
 
+// displace ends what an earlier life of the kubelet left running of a pod of this name but another UID: a static pod whose
+// file changed meanwhile. It cannot wait until the API server is asked, for it may be the API server.
+func (r *room) displace(key types.NamespacedName, uid types.UID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for old, p := range r.found {
+		if old != uid && p.Namespace == key.Namespace && p.Name == key.Name {
+			r.orphan(old, p, r.had[old])
+			delete(r.found, old)
+			delete(r.had, old)
+		}
+	}
+}
+
+// holds says whether something of a pod of this name is on the node.
+func (r *room) holds(key types.NamespacedName) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, a := range r.pods {
+		if p := a.view.Load().Pod; p.Namespace == key.Namespace && p.Name == key.Name {
+			return true
+		}
+	}
+	return false
+}
+
 // knows says whether a pod has an actor.
 func (r *room) knows(uid types.UID) bool {
 	r.mu.Lock()
@@ -182,7 +214,7 @@ func (r *room) orphan(uid types.UID, found *act.Pod, had bool) {
 		pod.Namespace, pod.Name = found.Namespace, found.Name
 	}
 	a := r.open(state.Want{Pod: pod, Orphan: true, Runtime: r.runtime}, found, had)
-	a.log.Warn("the API server does not know this pod: removing it", "containers", len(a.have.Containers))
+	a.log.Warn("nobody asks for this pod any more: removing it", "containers", len(a.have.Containers))
 	r.start(a)
 }
 
@@ -194,6 +226,7 @@ func (r *room) forget(a *actor) {
 	r.writer.Drop(a.uid)
 	r.objects.Drop(a.uid)
 	a.log.Info("pod is gone")
+	r.left(a.want.Pod)
 }
 
 // to sends a letter to a pod, to all if uid is empty.

@@ -25,6 +25,7 @@ import (
 	"worknode/kubelet/config"
 	"worknode/kubelet/event"
 	"worknode/kubelet/logs"
+	"worknode/kubelet/mirror"
 	"worknode/kubelet/object"
 	"worknode/kubelet/plan"
 	"worknode/kubelet/probe"
@@ -133,7 +134,10 @@ func Run(ctx context.Context, o Options) error {
 			return err
 		}
 	}
-	self := openNode(o, client, runtime, images, events, server.Bound())
+	all := &sources{room: r, next: map[types.NamespacedName]*v1.Pod{}}
+	all.mirror = mirror.New(client, o.NodeName, func(static, mirror types.UID) { r.writer.Shown(static, mirror) })
+	r.left = all.left
+	self := openNode(o, client, runtime, images, events, server.Bound(), all.mirror.Registered)
 	r.ips = func() []string { return o.NodeIPs }
 	r.space = func() plan.Load { return space(self.Allocatable()) }
 	groups, err := cgroups.Open(o.podsGroup(), groupFacts(o.Config, self.Enforced()))
@@ -147,7 +151,7 @@ func Run(ctx context.Context, o Options) error {
 	r.act = &act.Act{
 		Runtime: runtime, Images: images, Cgroups: groups, Objects: r.objects, Node: facts, Root: o.RootDir,
 		Volumes: volume.New(volume.Config{Root: o.RootDir, Objects: r.objects, Node: facts, Now: time.Now}),
-		Say:     r.say, Delete: r.writer.Delete, Links: o.LinkDir,
+		Say:     r.say, Static: source.Static, Delete: r.writer.Delete, Links: o.LinkDir,
 	}
 	r.prober = probe.New(r.act.Exec, r.judged, r.unwell)
 
@@ -164,7 +168,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	slog.Info("kubelet is running", "node", o.NodeName, "runtime", about.RuntimeName+" "+about.RuntimeVersion, "found", len(r.found))
-	tasks.Go("pods", func(ctx context.Context) { source.API(ctx, client, o.NodeName, r) })
+	all.follow(tasks, client, o.NodeName, o.Config)
 	tasks.Go("audit", r.audit)
 	tasks.Go("log rotation", logs.New(logConfig(o.Config, r)).Run)
 	<-ctx.Done()

@@ -96,8 +96,11 @@ func (a *Act) createContainer(ctx context.Context, pod *v1.Pod, t plan.StartCont
 
 // config prepares the files of an attempt and translates it.
 func (a *Act) config(ctx context.Context, pod *v1.Pod, spec *v1.Container, node translate.Node, t plan.StartContainer) (*cri.ContainerConfig, error) {
-	if err := a.Objects.WaitServices(ctx); err != nil {
-		return nil, err
+	// A static pod may be the API server that would tell of the Services.
+	if a.Static == nil || !a.Static(pod) {
+		if err := a.Objects.WaitServices(ctx); err != nil {
+			return nil, err
+		}
 	}
 	in := translate.ContainerInput{
 		Pod: pod, Container: spec, RestartCount: t.Attempt, PodIPs: t.Sandbox.IPs, Node: node,

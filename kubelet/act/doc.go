@@ -30,6 +30,8 @@ type Act struct {
 
 	// Say sends an event about a pod; it must not block.
 	Say func(pod *v1.Pod, say plan.Say)
+	// Static says that the pod is not the API server's, so that it must start without one; nil: none is.
+	Static func(pod *v1.Pod) bool
 	// Delete removes the pod's API object if it is still the same one.
 	Delete func(ctx context.Context, pod *v1.Pod) error
 	// Links is the directory where log collectors find the containers' logs; empty: none.

@@ -9,6 +9,7 @@ import (
 // heeded are the fields that this kubelet acts upon, or whose default is all that it can do. Whoever makes another one
 // count adds it here; a test holds the names against the type.
 var heeded = strings.Fields(`
+	staticPodPath staticPodURL staticPodURLHeader fileCheckFrequency httpCheckFrequency
 	enableServer podLogsDir address port healthzPort healthzBindAddress tlsCertFile tlsPrivateKeyFile tlsCipherSuites tlsCurvePreferences tlsMinVersion
 	authentication authorization enableProfilingHandler enableDebuggingHandlers enableSystemLogHandler
 	clusterDomain clusterDNS resolvConf podCIDR maxPods podsPerCore podPidsLimit seccompDefault cpuCFSQuota cpuCFSQuotaPeriod

@@ -55,6 +55,8 @@ type Config struct {
 	Images func(context.Context) ([]v1.ContainerImage, error)
 	// Event tells about the node; may be nil.
 	Event func(kind, reason, message string)
+	// Registered tells the UID of the Node object whenever it is there anew; may be nil. It must not block.
+	Registered func(types.UID)
 }
 
 // Runtime is how the container runtime is. Problem is empty when it can run pods.
@@ -113,6 +115,9 @@ func New(c Config) *Node {
 	c.LeaseSeconds = cmp.Or(c.LeaseSeconds, leaseSeconds)
 	if c.Event == nil {
 		c.Event = func(string, string, string) {}
+	}
+	if c.Registered == nil {
+		c.Registered = func(types.UID) {}
 	}
 	return &Node{Config: c, facts: ReadFacts(c.RootDir), kick: make(chan struct{}, 1)}
 }
@@ -265,6 +270,7 @@ func (n *Node) tryRegister(ctx context.Context) error {
 	case err == nil:
 		slog.Info("node registered", "node", n.Name)
 		n.uid = got.UID
+		n.Registered(n.uid)
 		if len(got.Status.Conditions) > 0 { // servers may or may not take the status of a new object
 			n.noteSaid(obj.Status)
 		}
@@ -276,6 +282,7 @@ func (n *Node) tryRegister(ctx context.Context) error {
 		return fmt.Errorf("get node %s: %w", n.Name, err)
 	}
 	n.uid, n.said = got.UID, got.Status
+	n.Registered(n.uid)
 	if was, is := got.Status.NodeInfo.BootID, n.facts.BootID; was != "" && was != is {
 		n.Event(v1.EventTypeWarning, "Rebooted", fmt.Sprintf("Node %s has been rebooted, boot id: %s", n.Name, is))
 		n.said = v1.NodeStatus{Conditions: notReady(got.Status.Conditions)}

@@ -49,6 +49,8 @@ type Writer struct {
 // entry is one pod's newest status and what the server has. A goroutine serves it only while there is something to do.
 type entry struct {
 	ns, name string
+	object   types.UID     // of the API object that shows the pod: its own, or its mirror's; empty: there is none yet
+	last     *v1.PodStatus // the newest that Set was given
 	next     *v1.PodStatus // to be written; nil: nothing
 	sent     *v1.PodStatus // last confirmed; nil: unknown
 	busy     bool
@@ -73,7 +75,7 @@ func (w *Writer) Known(pod *v1.Pod, s *v1.PodStatus) {
 func (w *Writer) of(pod *v1.Pod) *entry {
 	e := w.pods[pod.UID]
 	if e == nil {
-		e = &entry{ns: pod.Namespace, name: pod.Name, now: make(chan struct{}, 1)}
+		e = &entry{ns: pod.Namespace, name: pod.Name, object: pod.UID, now: make(chan struct{}, 1)}
 		w.pods[pod.UID] = e
 	}
 	return e
@@ -83,8 +85,36 @@ func (w *Writer) of(pod *v1.Pod) *entry {
 func (w *Writer) Set(pod *v1.Pod, s *v1.PodStatus) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	e := w.of(pod)
-	e.next = s
+	w.set(pod.UID, w.of(pod), s)
+}
+
+// Static says that the pod is not the API server's: its status waits until Shown tells where to write it.
+func (w *Writer) Static(pod *v1.Pod) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.of(pod).object = ""
+}
+
+// Shown says that an API object, a mirror pod that was just made or seen, shows the static pod: its whole status goes there.
+func (w *Writer) Shown(static, mirror types.UID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	e := w.pods[static]
+	if e == nil {
+		return
+	}
+	e.object, e.sent = mirror, nil
+	if e.last != nil {
+		w.set(static, e, e.last)
+	}
+}
+
+// set needs mu.
+func (w *Writer) set(uid types.UID, e *entry, s *v1.PodStatus) {
+	e.next, e.last = s, s
+	if e.object == "" {
+		return
+	}
 	if urgent(e.sent, s) {
 		select {
 		case e.now <- struct{}{}:
@@ -93,8 +123,7 @@ func (w *Writer) Set(pod *v1.Pod, s *v1.PodStatus) {
 	}
 	if !e.busy {
 		e.busy = true
-		uid := pod.UID
-		w.tasks.Go("status "+pod.Namespace+"/"+pod.Name, func(ctx context.Context) { w.serve(ctx, uid, e) })
+		w.tasks.Go("status "+e.ns+"/"+e.name, func(ctx context.Context) { w.serve(ctx, uid, e) })
 	}
 }
 
@@ -141,11 +170,11 @@ func (w *Writer) serve(ctx context.Context, uid types.UID, e *entry) {
 		if !w.hold(ctx, e) {
 			return
 		}
-		s, sent := w.take(e)
+		s, sent, object := w.take(e)
 		if s == nil {
 			return
 		}
-		err := w.write(ctx, uid, e, s, sent)
+		err := w.write(ctx, object, e, s, sent)
 		if ctx.Err() != nil {
 			return
 		}
@@ -154,7 +183,9 @@ func (w *Writer) serve(ctx context.Context, uid types.UID, e *entry) {
 		case err == nil:
 			retry = retryFirst
 			w.mu.Lock()
-			e.sent = s
+			if e.object == object { // else a new mirror was made meanwhile, and knows nothing
+				e.sent = s
+			}
 			w.mu.Unlock()
 			w.written(Written{UID: uid, Phase: s.Phase})
 		case gone:
@@ -199,7 +230,7 @@ func (w *Writer) hold(ctx context.Context, e *entry) bool {
 }
 
 // take claims the newest status, or ends the service of the entry if there is none that the server lacks.
-func (w *Writer) take(e *entry) (next, sent *v1.PodStatus) {
+func (w *Writer) take(e *entry) (next, sent *v1.PodStatus, object types.UID) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	next, e.next = e.next, nil
@@ -209,10 +240,10 @@ func (w *Writer) take(e *entry) (next, sent *v1.PodStatus) {
 	if next == nil {
 		e.busy = false
 	}
-	return next, e.sent
+	return next, e.sent, e.object
 }
 
-func (w *Writer) write(ctx context.Context, uid types.UID, e *entry, s, sent *v1.PodStatus) error {
+func (w *Writer) write(ctx context.Context, object types.UID, e *entry, s, sent *v1.PodStatus) error {
 	if !urgent(sent, s) {
 		if err := acquire(ctx, w.lesser); err != nil {
 			return err
@@ -224,7 +255,7 @@ func (w *Writer) write(ctx context.Context, uid types.UID, e *entry, s, sent *v1
 	}
 	defer func() { <-w.all }()
 	moved := sent == nil || len(sent.PodIPs) > 0 && !slices.Equal(sent.PodIPs, s.PodIPs)
-	body, err := encode(uid, s, moved)
+	body, err := encode(object, s, moved)
 	if err != nil {
 		return err
 	}

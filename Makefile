@@ -35,6 +35,19 @@ bench-runtime: setup build
 bench-proxy: setup build
 	@./scripts/bench-proxy $(ARGS)
 
+.PHONY: cluster cluster-down
+# A real control plane (upstream's) in a network of its own, with NODES nodes of this tree; prints a kubeconfig.
+cluster: setup build
+	@./scripts/kubernetes
+	@./scripts/test-images
+	@./example/build.sh
+	@go build -o .cache/cluster/cluster ./tools/cluster
+	@.cache/cluster/cluster up -nodes $(or $(NODES),1)
+
+cluster-down:
+	@go build -o .cache/cluster/cluster ./tools/cluster
+	@.cache/cluster/cluster down
+
 lint:
 	@./scripts/lint
 

@@ -32,11 +32,13 @@ func statusOf(c Config, f Facts, rt Runtime, p pressure, images []v1.ContainerIm
 			MachineID: f.MachineID, SystemUUID: f.SystemUUID, BootID: f.BootID, KernelVersion: f.Kernel, OSImage: f.OSImage,
 			ContainerRuntimeVersion: rt.Name + "://" + rt.Version,
 			KubeletVersion:          c.Version, OperatingSystem: "linux", Architecture: f.Arch,
-			Swap: &v1.NodeSwapStatus{Capacity: &f.Swap},
 		},
 		RuntimeHandlers: rt.Handlers,
 		Features:        &v1.NodeFeatures{SupplementalGroupsPolicy: &rt.SupplementalGroups},
 		Images:          largest(images, c.MaxImages),
+	}
+	if f.Swap > 0 { // the API refuses a capacity of nothing
+		out.NodeInfo.Swap = &v1.NodeSwapStatus{Capacity: &f.Swap}
 	}
 	for _, ip := range c.IPs {
 		out.Addresses = append(out.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: ip})

@@ -17,6 +17,8 @@ import (
 // /etc/hosts of the container count.
 func client(ctx context.Context, verb string, args []string) (string, error) {
 	switch verb {
+	case "api":
+		return askAPI(ctx, args[0])
 	case "ask":
 		return ask(ctx, args[0])
 	case "lookup":

@@ -8,6 +8,7 @@
 //	app grpc [PORT]           answers gRPC health checks; NOT_SERVING while /tmp/notready exists
 //	app ask URL               prints what it answers
 //	app dial NETWORK ADDRESS  prints what comes back for "hello" (udp), or that the connection stands (tcp)
+//	app api PATH              prints what the API server answers to the pod's service account
 //	app lookup NAME           prints its addresses, in order
 //	app wait                  until SIGTERM
 package main
@@ -46,7 +47,7 @@ func main() {
 		os.Exit(number(arg(2, "0")))
 	case "grpc":
 		health(ctx, arg(2, "8080"))
-	case "ask", "dial", "lookup":
+	case "ask", "dial", "lookup", "api":
 		within, end := context.WithTimeout(ctx, 10*time.Second)
 		defer end()
 		answer, err := client(within, os.Args[1], os.Args[2:])

@@ -77,7 +77,9 @@ func Follow(ctx context.Context, c *Client, r Resource, where Where, send func(D
 		if err == nil {
 			continue
 		}
-		if !down {
+		// The node authorizer learns of a pod and what it names at the same time as the node does, and may be the later of
+		// the two: being refused at first is no news.
+		if early := apierrors.IsForbidden(err) && wait < 8*retryFirst; !down && !early {
 			down = true
 			slog.Warn("API watch broke, retrying", "resource", r.Name, "err", err)
 		}

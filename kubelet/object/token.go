@@ -8,6 +8,7 @@ import (
 	authv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"worknode/fault"
@@ -97,14 +98,43 @@ func (c *Cache) requestToken(ctx context.Context, pod *v1.Pod, key tokenKey) (au
 	if err != nil {
 		return authv1.TokenRequestStatus{}, err
 	}
-	raw, err := c.client.REST(kube.Pods).Post().Namespace(pod.Namespace).Resource("serviceaccounts").Name(account).
+	return c.postToken(ctx, pod.Namespace, account, body)
+}
+
+const (
+	refusedFirst = 10 * time.Millisecond
+	refusedMost  = time.Second
+)
+
+// postToken asks again, soon, when it is refused: the node authorizer learns that the pod is this node's at the same time
+// as the node does, and may be the later of the two.
+func (c *Cache) postToken(ctx context.Context, ns, account string, body []byte) (authv1.TokenRequestStatus, error) {
+	for wait := refusedFirst; ; wait *= 2 {
+		status, err := c.tryToken(ctx, ns, account, body)
+		if !apierrors.IsForbidden(err) || wait > refusedMost {
+			return status, tokenFault(err, ns, account)
+		}
+		select {
+		case <-ctx.Done():
+			return status, tokenFault(err, ns, account)
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (c *Cache) tryToken(ctx context.Context, ns, account string, body []byte) (authv1.TokenRequestStatus, error) {
+	raw, err := c.client.REST(kube.Pods).Post().Namespace(ns).Resource("serviceaccounts").Name(account).
 		SubResource("token").SetHeader("Content-Type", "application/json").SetHeader("Accept", "application/json").
 		Body(body).Do(ctx).Raw()
 	var out authv1.TokenRequest
 	if err == nil {
 		err = json.Unmarshal(raw, &out)
 	}
-	return out.Status, tokenFault(err, pod.Namespace, account)
+	var said metav1.Status // the client reads only protobuf into its errors
+	if err != nil && json.Unmarshal(raw, &said) == nil && said.Reason != "" {
+		err = &apierrors.StatusError{ErrStatus: said}
+	}
+	return out.Status, err
 }
 
 func tokenFault(err error, ns, account string) error {

@@ -33,6 +33,8 @@ type Options struct {
 	MasqueradeAll     bool     // also for connections from pods to ClusterIPs
 	MasqueradeBit     *int     // of the packet mark; 14 if nil
 
+	SharedTables bool // other programs may change our tables: what they change is repaired afterwards
+
 	HealthzAddr string // host:port, empty: none
 	MetricsAddr string // host:port, empty: none
 
@@ -55,7 +57,7 @@ func Run(ctx context.Context, o Options) error {
 
 // RunFeed is Run with another source of Services and EndpointSlices.
 func RunFeed(ctx context.Context, o Options, feed api.Feed) error {
-	static, ranges, err := o.parse()
+	settings, err := o.parse()
 	if err != nil {
 		return err
 	}
@@ -75,21 +77,21 @@ func RunFeed(ctx context.Context, o Options, feed api.Feed) error {
 	}
 	defer flows.Close()
 
-	l := newLoop(o, ranges, api.NewHealth(time.Now()))
-	l.families = append(l.families, &family{fam: state.V4, table: act.Open(conn, state.V4, static)})
+	health, metrics := api.NewHealth(time.Now()), &api.Metrics{}
+	l := newLoop(settings, hooks(health, metrics), act.Open(conn, o.SharedTables))
 	if err := l.claim(); err != nil {
 		return err
 	}
 
 	tasks := task.New(ctx)
 	defer tasks.Stop()
-	if err := serve(tasks, o, l); err != nil {
+	if err := serve(tasks, o, health, metrics); err != nil {
 		return err
 	}
 	tasks.Go("watch addresses", l.watchAddresses)
-	if t := l.families[0].table; !t.Owned() {
-		slog.Info("this kernel has no owned nftables tables (they came with 6.9): if others change the service table, it is repaired afterwards")
-		tasks.Go("watch table", func(ctx context.Context) { l.watchTable(ctx, t) })
+	if !l.tables.Owned() {
+		slog.Info("the service tables are open to other programs (owned ones need kernel 6.9): if others change them, they are repaired afterwards")
+		tasks.Go("watch tables", l.watchTables)
 	}
 	tasks.Go("feed", func(ctx context.Context) { feed.Follow(ctx, l.delta(ctx)) })
 	tasks.Go("clean conntrack", func(ctx context.Context) { l.cleaner.run(ctx, flows) })
@@ -97,58 +99,102 @@ func RunFeed(ctx context.Context, o Options, feed api.Feed) error {
 	return nil
 }
 
-func serve(tasks *task.Group, o Options, l *loop) error {
+// hooks counts what the loop does.
+func hooks(health *api.Health, m *api.Metrics) state.Hooks {
+	return state.Hooks{
+		Received: func(r state.Received) {
+			switch r.Kind {
+			case "Service":
+				m.ServiceChanges.Add(1)
+			case "EndpointSlice":
+				m.EndpointChanges.Add(1)
+			default:
+				return
+			}
+			health.Queued(r.At)
+		},
+		Committed: func(c state.Commit) {
+			health.Done(c.Done)
+			m.LastSync.Store(c.Done.UnixNano())
+			m.Sync.Observe(c.Done.Sub(c.Began))
+			m.Transactions.Add(uint64(c.Transactions))
+			m.Elements.Add(uint64(c.Elements))
+			m.Replaced.Add(uint64(c.Replaced))
+			m.Drift.Add(uint64(c.Drift))
+			m.Services.Store(int64(c.AllServices))
+			m.Slices.Store(int64(c.AllSlices))
+			for _, t := range c.Triggers {
+				m.Program.Observe(max(0, c.Done.Sub(t)))
+			}
+		},
+		Failed: func(error) { m.SyncFailures.Add(1) },
+		Node:   func(n state.Node) { health.SetEligible(n.Eligible) },
+		Cleaned: func(c state.Cleaned) {
+			m.FlowsDeleted.Add(uint64(c.Deleted))
+			if c.Err != nil {
+				m.FlowFailures.Add(1)
+			}
+		},
+	}
+}
+
+func serve(tasks *task.Group, o Options, health *api.Health, m *api.Metrics) error {
 	if o.HealthzAddr != "" {
 		at, err := api.Listen("healthz", o.HealthzAddr)
 		if err != nil {
 			return err
 		}
-		tasks.Go("healthz", func(ctx context.Context) { api.Serve(ctx, at, l.health.Handler(&l.metrics)) })
+		tasks.Go("healthz", func(ctx context.Context) { api.Serve(ctx, at, health.Handler(m)) })
 	}
 	if o.MetricsAddr != "" {
 		at, err := api.Listen("metrics", o.MetricsAddr)
 		if err != nil {
 			return err
 		}
-		tasks.Go("metrics", func(ctx context.Context) { api.Serve(ctx, at, api.MetricsHandler(l.health, &l.metrics)) })
+		tasks.Go("metrics", func(ctx context.Context) { api.Serve(ctx, at, api.MetricsHandler(health, m)) })
 	}
 	return nil
 }
 
 // parse checks the options; errors name the option and the value.
-func (o *Options) parse() (act.Static, []netip.Prefix, error) {
-	static := act.Static{MasqueradeAll: o.MasqueradeAll, MarkBit: 14}
+func (o *Options) parse() (state.Settings, error) {
+	s := state.DefaultSettings(o.NodeName)
+	s.MasqueradeAll, s.FullSync = o.MasqueradeAll, o.CheckPeriod
 	if o.MasqueradeBit != nil {
-		if static.MarkBit = *o.MasqueradeBit; static.MarkBit < 0 || static.MarkBit > 31 {
-			return static, nil, fault.New(fault.Invalid, "proxy: masquerade bit %d: must be 0 to 31", static.MarkBit)
+		if s.MasqueradeBit = *o.MasqueradeBit; s.MasqueradeBit < 0 || s.MasqueradeBit > 31 {
+			return s, fault.New(fault.Invalid, "proxy: masquerade bit %d: must be 0 to 31", s.MasqueradeBit)
 		}
 	}
-	for _, s := range o.ClusterCIDR {
-		p, err := netip.ParsePrefix(strings.TrimSpace(s))
+	var pods []netip.Prefix
+	for _, text := range o.ClusterCIDR {
+		p, err := netip.ParsePrefix(strings.TrimSpace(text))
 		if err != nil {
-			return static, nil, fault.New(fault.Invalid, "proxy: cluster CIDR %q: %w", s, err)
+			return s, fault.New(fault.Invalid, "proxy: cluster CIDR %q: %w", text, err)
 		}
-		static.Pods = append(static.Pods, p)
+		pods = append(pods, p.Masked())
 	}
-	var ranges []netip.Prefix
-	for _, s := range o.NodePortAddresses {
-		switch s {
+	if len(pods) > 0 {
+		s.LocalPods = []state.LocalPods{{By: state.ByClusterCIDR, CIDRs: pods}}
+	}
+	for _, text := range o.NodePortAddresses {
+		switch text {
 		case "primary":
 			continue
 		case "all":
-			ranges = append(ranges, netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0"))
+			s.NodePorts.Ranges = append(s.NodePorts.Ranges, netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0"))
 			continue
 		}
-		p, err := netip.ParsePrefix(s)
+		p, err := netip.ParsePrefix(text)
 		if err != nil {
-			return static, nil, fault.New(fault.Invalid, "proxy: node port addresses %q: %w", s, err)
+			return s, fault.New(fault.Invalid, "proxy: node port addresses %q: %w", text, err)
 		}
-		ranges = append(ranges, p)
+		s.NodePorts.Ranges = append(s.NodePorts.Ranges, p)
 	}
-	if len(ranges) > 0 && len(ranges) < len(o.NodePortAddresses) && o.NodePortAddresses[0] == "primary" {
-		return static, nil, fault.New(fault.Invalid, "proxy: node port addresses %v: primary stands alone", o.NodePortAddresses)
+	s.NodePorts.Primary = len(s.NodePorts.Ranges) == 0
+	if len(s.NodePorts.Ranges) > 0 && len(s.NodePorts.Ranges) < len(o.NodePortAddresses) && o.NodePortAddresses[0] == "primary" {
+		return s, fault.New(fault.Invalid, "proxy: node port addresses %v: primary stands alone", o.NodePortAddresses)
 	}
-	return static, ranges, nil
+	return s, nil
 }
 
 // watchAddresses reports the node's addresses to the loop, and starts anew when the kernel's messages were lost.
@@ -171,16 +217,16 @@ func (l *loop) watchAddresses(ctx context.Context) {
 	}
 }
 
-// watchTable has the loop look at the kernel when somebody else has changed a table.
-func (l *loop) watchTable(ctx context.Context, t *act.Table) {
-	err := t.Watch(ctx, func() {
+// watchTables has the loop look at the kernel when somebody else has changed our tables.
+func (l *loop) watchTables(ctx context.Context) {
+	err := l.tables.Watch(ctx, func() {
 		select {
 		case l.foreign <- struct{}{}:
 		default: // it will look anyway
 		}
 	})
 	if err != nil {
-		slog.Warn("changes of the service table by others are only found by the regular check", "err", err)
+		slog.Warn("changes of the service tables by others are only found by the regular check", "err", err)
 	}
 }
 
@@ -212,7 +258,7 @@ func Cleanup() error {
 	defer conn.Close()
 	var errs []error
 	for _, fam := range []state.Family{state.V4, state.V6} {
-		if err := act.Remove(conn, fam); err != nil {
+		if _, err := act.Remove(conn, fam, act.TableName); err != nil {
 			errs = append(errs, fmt.Errorf("proxy clean-up: %w", err))
 		}
 	}

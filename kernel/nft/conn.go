@@ -15,6 +15,9 @@ import (
 // Conn is one netlink socket, bound for life to the network namespace of the thread that opened it. A table with
 // FlagOwner belongs to the Conn that made it: use one long-lived Conn a namespace. Safe for concurrent use.
 type Conn struct {
+	// Fail, if it is set, may refuse a transaction in the kernel's place: tests set it, before the first use.
+	Fail func(*Batch) error
+
 	mu   sync.Mutex // one request and its answers at a time
 	fd   int
 	port uint32
@@ -83,6 +86,21 @@ func (c *Conn) Commit(b *Batch) error {
 	}
 	b.ask()
 	b.control(unix.NFNL_MSG_BATCH_END)
+	if c.Fail != nil {
+		if err := c.Fail(b); err != nil {
+			return err
+		}
+	}
+	return c.run(b)
+}
+
+// Check asks the kernel whether it would take the batch, which is spent afterwards: a transaction without an end is
+// checked and then dropped. Errors: as Commit.
+func (c *Conn) Check(b *Batch) error {
+	if len(b.ops) == 0 {
+		return nil
+	}
+	b.ask()
 	return c.run(b)
 }
 
@@ -126,9 +144,12 @@ func (c *Conn) run(b *Batch) error {
 
 // refused turns the kernel's refusal of message seq into an error that names the operation.
 func (b *Batch) refused(seq uint32, errno unix.Errno, text string) error {
-	what := "commit"
+	what, table := "commit", b.table
 	if i := int(seq) - 2; i >= 0 && i < len(b.ops) {
 		o := b.ops[i]
+		if table = o.table; o.fam == IPv6 {
+			table = "ip6 " + table
+		}
 		what = o.verb + " " + o.name
 		if o.n > 0 {
 			what += fmt.Sprintf(" (%d of them)", o.n)
@@ -138,7 +159,7 @@ func (b *Batch) refused(seq uint32, errno unix.Errno, text string) error {
 	if text != "" {
 		err = fmt.Errorf("%w: %s", errno, text)
 	}
-	return fault.As(kindOf(errno), fmt.Errorf("nftables: table %s: %s: %w", b.table, what, err))
+	return fault.As(kindOf(errno), fmt.Errorf("nftables: table %s: %s: %w", table, what, err))
 }
 
 func kindOf(errno unix.Errno) fault.Kind {

@@ -189,6 +189,33 @@ func (c *Conn) Chains(fam Family, table string) (map[string]int, error) {
 	return out, nil
 }
 
+// Rules gives each rule of the table to each: its chain and its comment, in the order of the chain. reset is called before a
+// repeated dump.
+func (c *Conn) Rules(fam Family, table string, reset func(), each func(chain, comment string)) error {
+	err := c.get(unix.NFT_MSG_GETRULE, fam, true,
+		func(r *Request) { r.str(unix.NFTA_RULE_TABLE, table) }, reset,
+		func(b []byte) {
+			in, chain, comment := "", "", ""
+			Attrs(b, func(a Attr) {
+				switch a.Type {
+				case unix.NFTA_RULE_TABLE:
+					in = a.str()
+				case unix.NFTA_RULE_CHAIN:
+					chain = a.str()
+				case unix.NFTA_RULE_USERDATA:
+					comment = commentText(a.Data)
+				}
+			})
+			if in == table {
+				each(chain, comment)
+			}
+		})
+	if err != nil {
+		return fmt.Errorf("nftables: list rules of table %s: %w", table, err)
+	}
+	return nil
+}
+
 // mostDumps bounds how often a set is dumped until two dumps agree.
 const mostDumps = 8
 
@@ -220,6 +247,14 @@ func (c *Conn) Elems(fam Family, table, set string, reset func(), each func(Elem
 	return fault.New(fault.Temporary, "nftables: dump set %s of table %s: no two of %d dumps agree", set, table, mostDumps)
 }
 
+// Glance is Elems with one dump only: it may miss elements, but does for sets that change all the time.
+func (c *Conn) Glance(fam Family, table, set string, reset func(), each func(Elem)) error {
+	if err := c.elems(fam, table, set, reset, each); err != nil {
+		return fmt.Errorf("nftables: dump set %s of table %s: %w", set, table, err)
+	}
+	return nil
+}
+
 func (c *Conn) elems(fam Family, table, set string, reset func(), each func(Elem)) error {
 	return c.get(unix.NFT_MSG_GETSETELEM, fam, true, func(r *Request) {
 		r.str(unix.NFTA_SET_ELEM_LIST_TABLE, table)
@@ -239,6 +274,8 @@ func decodeElem(b []byte) Elem {
 		switch a.Type {
 		case unix.NFTA_SET_ELEM_KEY:
 			Attrs(a.Data, func(a Attr) { e.Key = a.Data })
+		case setElemKeyEnd:
+			Attrs(a.Data, func(a Attr) { e.KeyEnd = a.Data })
 		case unix.NFTA_SET_ELEM_DATA:
 			Attrs(a.Data, func(a Attr) {
 				if a.Type == unix.NFTA_DATA_VALUE {

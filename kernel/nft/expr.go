@@ -2,6 +2,7 @@ package nft
 
 import (
 	"encoding/binary"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,8 +63,9 @@ func CtStatus(reg Reg) Expr { return ct(unix.NFT_CT_STATUS, reg) }
 
 // Bits of CtState and CtStatus. Source: linux nf_conntrack_common.h.
 const (
-	StateNew   = 0x8
-	StatusDNAT = 0x20
+	StateInvalid = 0x1
+	StateNew     = 0x8
+	StatusDNAT   = 0x20
 )
 
 func ct(key uint32, reg Reg) Expr {
@@ -107,6 +109,15 @@ func Host32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 // In goes on only if the key that starts at reg is in the set.
 func In(set string, reg Reg) Expr { return lookup(set, reg, nil) }
 
+// NotIn goes on only if the key that starts at reg is not in the set.
+func NotIn(set string, reg Reg) Expr {
+	return Expr{"lookup", func(e *encoder) {
+		e.str(unix.NFTA_LOOKUP_SET, set)
+		e.u32(unix.NFTA_LOOKUP_SREG, uint32(reg))
+		e.u32(unix.NFTA_LOOKUP_FLAGS, unix.NFT_LOOKUP_F_INV)
+	}}
+}
+
 // Find goes on only if the key at reg is in the map, and loads its data into to.
 func Find(set string, reg, to Reg) Expr { return lookup(set, reg, &to) }
 
@@ -123,6 +134,19 @@ func lookup(set string, reg Reg, to *Reg) Expr {
 		if to != nil {
 			e.u32(unix.NFTA_LOOKUP_DREG, uint32(*to))
 		}
+	}}
+}
+
+// Remember adds an element to a map made Dynamic, which vanishes after a time: the key at reg, the data at data. If the
+// key is there, it keeps its data and its time begins anew. If the map is full, the rule ends here.
+// The kernel counts in milliseconds.
+func Remember(set string, reg, data Reg, keep time.Duration) Expr {
+	return Expr{"dynset", func(e *encoder) {
+		e.str(unix.NFTA_DYNSET_SET_NAME, set)
+		e.u32(unix.NFTA_DYNSET_OP, unix.NFT_DYNSET_OP_UPDATE)
+		e.u32(unix.NFTA_DYNSET_SREG_KEY, uint32(reg))
+		e.u32(unix.NFTA_DYNSET_SREG_DATA, uint32(data))
+		e.bytes(unix.NFTA_DYNSET_TIMEOUT, binary.BigEndian.AppendUint64(nil, uint64(keep.Milliseconds())))
 	}}
 }
 
@@ -170,6 +194,14 @@ func Reset() Expr {
 	return Expr{"reject", func(e *encoder) {
 		e.u32(unix.NFTA_REJECT_TYPE, unix.NFT_REJECT_TCP_RST)
 		e.bytes(unix.NFTA_REJECT_ICMP_CODE, []byte{0})
+	}}
+}
+
+// Load puts bytes, at most sixteen, into the registers from reg on.
+func Load(reg Reg, v []byte) Expr {
+	return Expr{"immediate", func(e *encoder) {
+		e.u32(unix.NFTA_IMMEDIATE_DREG, uint32(reg))
+		e.value(unix.NFTA_IMMEDIATE_DATA, v)
 	}}
 }
 

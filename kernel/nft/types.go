@@ -29,8 +29,15 @@ func concat(fields []Type) (id, size uint32) {
 	return id, size
 }
 
-// tableUserdata is NFTA_TABLE_USERDATA (kernel 5.10); x/sys has no name for it.
-const tableUserdata = 6
+// What x/sys has no names for. Source: linux 6.18 nf_tables.h.
+const (
+	tableUserdata     = 6  // NFTA_TABLE_USERDATA, kernel 5.10
+	setElemKeyEnd     = 10 // NFTA_SET_ELEM_KEY_END, kernel 5.6
+	setConcat         = 0x80
+	setDescConcat     = 2 // NFTA_SET_DESC_CONCAT
+	setFieldLen       = 1 // NFTA_SET_FIELD_LEN
+	msgDestroySetElem = 30
+)
 
 // commentData wraps a comment as nft does: one type byte (0), one length byte, the text and its NUL.
 func commentData(s string) []byte {

@@ -1,12 +1,11 @@
-// Package act carries out the plan on the kernel: it writes a plan.Delta as one nftables transaction and reads the
-// table back (look.go). It decides nothing. Every call may be repeated after a look.
+// Package act carries out the plan on the kernel: it writes plan.Deltas as one nftables transaction and reads the tables
+// back (look.go). It decides nothing. Every call may be repeated after a look.
 package act
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 
 	"golang.org/x/sys/unix"
 
@@ -16,73 +15,94 @@ import (
 	"worknode/proxy/state"
 )
 
-// layoutVersion names the meaning of the table's sets; the rules themselves are covered by a hash.
-const layoutVersion = 1
+// TableName is our table's name in every family.
+const TableName = "worknode-proxy"
 
-// Table is our table of one family in the network namespace of conn. It belongs to one goroutine.
-type Table struct {
+// comment names the meaning of the table's sets and hooks; a table with another one is replaced as a whole. The rules are
+// covered by hashes, chain by chain.
+const comment = "worknode proxy, layout 2"
+
+// Tables are our tables in the network namespace of conn. They belong to one goroutine.
+type Tables struct {
 	conn     *nft.Conn
-	layout   *layout
 	flags    uint32
-	comment  string // identifies layout and rules; kept in the kernel with the table
 	verdicts map[plan.Chain]*nft.Verdict
 }
 
-// Open prepares a table; nothing in the kernel changes yet.
-func Open(conn *nft.Conn, fam state.Family, static Static) *Table {
-	l := newLayout(fam, static)
-	b := nft.NewBatch(l.fam, TableName)
-	l.write(b)
-	h := fnv.New64a()
-	_, _ = b.WriteTo(h) // a hash takes all
-	flags := uint32(0)
-	if conn.OwnedTables(l.fam) {
-		flags = nft.FlagOwner | nft.FlagPersist
+// Open prepares the tables; nothing in the kernel changes yet. With shared set, other programs may change them too.
+func Open(conn *nft.Conn, shared bool) *Tables {
+	t := &Tables{conn: conn, verdicts: map[plan.Chain]*nft.Verdict{plan.Drop: {Code: nft.Drop}}}
+	if !shared && conn.OwnedTables(nft.IPv4) {
+		t.flags = nft.FlagOwner | nft.FlagPersist
 	}
-	return &Table{
-		conn: conn, layout: l, flags: flags,
-		comment:  fmt.Sprintf("worknode proxy, layout %d, rules %016x", layoutVersion, h.Sum64()),
-		verdicts: map[plan.Chain]*nft.Verdict{},
-	}
+	return t
 }
 
-// Apply makes one transaction of a delta, on a table that Look found Usable or Replace made.
-// Errors: as nft.Conn.Commit; nothing has changed then. Crash: all of it happened or nothing; Look tells.
-func (t *Table) Apply(d *plan.Delta) error {
-	b := nft.NewBatch(t.layout.fam, TableName)
-	t.write(b, d)
-	return t.conn.Commit(b)
-}
+// Owned tells whether the kernel keeps others from changing the tables. If not, Watch tells when they do.
+func (t *Tables) Owned() bool { return t.flags != 0 }
 
-// Replace puts a new table in the place of whatever has its name, in one transaction: established connections and new
-// ones never meet a moment without rules. d must stem from plan.Full on an empty table.
-func (t *Table) Replace(exists bool, d *plan.Delta) error {
-	err := t.replace(exists, d)
-	if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Unsupported) || errors.Is(err, unix.EINVAL) {
-		if missing := t.conn.Missing(t.layout.fam); missing != nil {
-			return missing
-		}
-	}
-	return hint(err)
-}
-
-// Owned tells whether the kernel keeps others from changing the table. If not, Watch tells when they do.
-func (t *Table) Owned() bool { return t.flags != 0 }
-
-// Watch calls changed when somebody else changes the table, until ctx ends.
-func (t *Table) Watch(ctx context.Context, changed func()) error {
+// Watch calls changed when somebody else changes the tables, until ctx ends.
+func (t *Tables) Watch(ctx context.Context, changed func()) error {
 	return nft.Watch(ctx, TableName, t.conn.Port(), changed)
 }
 
-func (t *Table) replace(exists bool, d *plan.Delta) error {
-	b := nft.NewBatch(t.layout.fam, TableName)
-	if exists {
-		b.DelTable()
+// Serves tells whether the kernel has nftables for a family; one that was booted without IPv6 has not.
+func (t *Tables) Serves(fam state.Family) bool {
+	l := newLayout(fam)
+	_, err := t.conn.Table(l.fam, TableName)
+	return err == nil || fault.Is(err, fault.NotFound)
+}
+
+// Change is what happens to one family's table.
+type Change struct {
+	Family state.Family
+	Delta  *plan.Delta
+	Make   bool // the table anew: Delta stems from plan.Full on nothing
+	Exists bool // Make: there is one, which goes in the same transaction
+}
+
+// Apply makes one transaction of all changes: both families change at once, or nothing does. Connections never meet a
+// moment without rules.
+// Errors: as nft.Conn.Commit; nothing has changed then. Crash: all of it happened or nothing; Look tells.
+func (t *Tables) Apply(changes ...Change) (bytes int, err error) {
+	b := t.Batch(changes...)
+	err = t.conn.Commit(b)
+	if fault.Is(err, fault.NotFound) || fault.Is(err, fault.Unsupported) || errors.Is(err, unix.EINVAL) {
+		for _, c := range changes {
+			if missing := t.conn.Missing(newLayout(c.Family).fam); c.Make && missing != nil {
+				return b.Bytes(), missing
+			}
+		}
 	}
-	b.AddTable(t.flags, t.comment)
-	t.layout.write(b)
-	t.write(b, d)
-	return t.conn.Commit(b)
+	return b.Bytes(), hint(err)
+}
+
+// Try asks the kernel whether it would take the changes; nothing changes.
+func (t *Tables) Try(changes ...Change) error { return t.conn.Check(t.Batch(changes...)) }
+
+// Supersede removes kube-proxy's table of one family; see Remove.
+func (t *Tables) Supersede(fam state.Family) (removed bool, err error) {
+	return Remove(t.conn, fam, "kube-proxy")
+}
+
+// Batch writes changes as one transaction.
+func (t *Tables) Batch(changes ...Change) *nft.Batch {
+	b := nft.NewBatch(nft.IPv4, TableName)
+	for _, c := range changes {
+		l := newLayout(c.Family)
+		b.On(l.fam, TableName)
+		if c.Make {
+			if c.Exists {
+				b.DelTable()
+			}
+			b.AddTable(t.flags, comment)
+			for _, s := range l.sets() {
+				b.AddSet(s)
+			}
+		}
+		t.write(b, l, c.Delta)
+	}
+	return b
 }
 
 // hint tells what to do when the kernel keeps us out.
@@ -93,62 +113,150 @@ func hint(err error) error {
 	return err
 }
 
-// write encodes a delta: make chains, add, replace, remove.
-func (t *Table) write(b *nft.Batch, d *plan.Delta) {
-	for _, c := range d.Chains {
-		b.AddChain(chainName(c), nil)
-		b.AddRule(chainName(c), t.layout.pick(c)...)
+// write encodes a delta, in the order that plan.Delta promises. Chains are all made before the first has rules, as they
+// lead to each other.
+func (t *Tables) write(b *nft.Batch, l *layout, d *plan.Delta) {
+	for _, name := range d.Maps {
+		b.AddSet(l.clients(name))
 	}
-	t.bySet(d.Add, b.AddElems)
-	t.bySet(d.Replace, func(set string, e []nft.Elem) {
+	for i := range d.Chains {
+		if w := &d.Chains[i]; !w.Exists {
+			if h, is := hooks[w.Hook]; is {
+				b.AddChain(string(w.Name), &h)
+			} else {
+				b.AddChain(string(w.Name), nil)
+			}
+		}
+	}
+	for i := range d.Chains {
+		w := &d.Chains[i]
+		if w.Exists {
+			b.FlushChain(string(w.Name))
+		}
+		l.chain(b, &w.ChainRules)
+	}
+	// Ranges may not overlap, not even for the length of a transaction.
+	ranges := func(e plan.Elem) bool { return e.Key.Set == plan.Allowed }
+	t.bySet(d.Del, ranges, b.DelElems)
+	t.bySet(d.Add, nil, b.AddElems)
+	t.bySet(d.Replace, nil, func(set string, e []nft.Elem) {
 		b.DelElems(set, e)
 		b.AddElems(set, e)
 	})
-	t.bySet(d.Del, b.DelElems)
+	t.bySet(d.Del, func(e plan.Elem) bool { return !ranges(e) }, b.DelElems)
+	for _, c := range d.DropChains {
+		b.DelChain(string(c))
+	}
+	for _, name := range d.DropMaps {
+		b.DelSet(name)
+	}
 }
 
-// bySet calls do with each run of elements that are in one set.
-func (t *Table) bySet(elems []plan.Elem, do func(set string, e []nft.Elem)) {
+// bySet calls do with runs of those elements of one set that only picks, all if it is nil.
+func (t *Tables) bySet(elems []plan.Elem, only func(plan.Elem) bool, do func(set string, e []nft.Elem)) {
+	const most = 1024
+	var arena []byte // of keys and values of the run, which do copies
 	var run []nft.Elem
 	for i, e := range elems {
-		run = append(run, t.elem(e))
-		if i+1 == len(elems) || elems[i+1].Key.Set != e.Key.Set {
-			do(setNames[e.Key.Set], run)
-			run = run[:0]
+		if only == nil || only(e) {
+			if cap(arena)-len(arena) < mostElem {
+				arena = make([]byte, 0, mostElem*min(most, len(elems)-i))
+			}
+			var x nft.Elem
+			x, arena = t.elem(e, arena)
+			run = append(run, x)
+		}
+		if len(run) > 0 && (len(run) == most || i+1 == len(elems) || elems[i+1].Key.Set != e.Key.Set) {
+			do(e.Key.Set.String(), run)
+			run, arena = run[:0], arena[:0]
 		}
 	}
 }
 
-func (t *Table) elem(e plan.Elem) nft.Elem {
-	out := nft.Elem{Key: appendKey(make([]byte, 0, 40), e.Key)}
-	if e.Value.To.IsValid() {
-		out.Data = appendTo(make([]byte, 0, 20), e.Value.To)
+// elem encodes an element into arena, which has room for mostElem bytes.
+func (t *Tables) elem(e plan.Elem, arena []byte) (nft.Elem, []byte) {
+	var out nft.Elem
+	take := func(b []byte) []byte {
+		n := len(arena)
+		arena = b
+		return b[n:len(b):len(b)]
 	}
-	if c := e.Value.Chain; c.Kind != plan.None {
+	out.Key = take(appendKey(arena, e.Key))
+	if e.Key.Set == plan.Allowed {
+		out.KeyEnd = take(appendKeyEnd(arena, e.Key))
+	}
+	if e.Value.To.IsValid() {
+		out.Data = take(appendTo(arena, e.Value.To))
+	}
+	if c := e.Value.Chain; c != "" {
 		v := t.verdicts[c]
 		if v == nil {
-			v = &nft.Verdict{Code: nft.Goto, Chain: chainName(c)}
-			t.verdicts[c] = v
+			v = &nft.Verdict{Code: nft.Goto, Chain: string(c)}
+			if !plan.IsSticky(string(c)) { // a few dozen; those of Services come and go
+				t.verdicts[c] = v
+			}
 		}
 		out.Verdict = v
 	}
-	return out
+	return out, arena
 }
 
-// Remove deletes our table of one family, whoever made it. A table that is not there is no error.
-// Errors: Denied while another process owns it.
-func Remove(conn *nft.Conn, fam state.Family) error {
-	l := newLayout(fam, Static{})
-	if _, err := conn.Table(l.fam, TableName); err != nil {
-		if fault.Is(err, fault.NotFound) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
-			return nil
+// Sweep removes the clients whose endpoint is gone from maps of affinity, after the transaction that took the endpoint.
+// Errors: of the first map that failed. Repeat: safe.
+func (t *Tables) Sweep(fam state.Family, sweeps []plan.Sweep) error {
+	l := newLayout(fam)
+	var first error
+	for _, s := range sweeps {
+		if err := t.sweep(l, s); err != nil && first == nil && !fault.Is(err, fault.NotFound) {
+			first = err
 		}
+	}
+	return first
+}
+
+func (t *Tables) sweep(l *layout, s plan.Sweep) error {
+	live := make(map[string]bool, len(s.Live))
+	for _, to := range s.Live {
+		live[string(appendTo(nil, to))] = true
+	}
+	var gone []nft.Elem
+	err := t.conn.Glance(l.fam, TableName, s.Map, func() { gone = gone[:0] }, func(e nft.Elem) {
+		if !live[string(e.Data)] {
+			gone = append(gone, nft.Elem{Key: append([]byte(nil), e.Key...)})
+		}
+	})
+	if err != nil || len(gone) == 0 {
 		return err
 	}
 	b := nft.NewBatch(l.fam, TableName)
-	b.DelTable()
-	if err := conn.Commit(b); !fault.Is(err, fault.NotFound) {
-		return hint(err)
+	b.DropElems(s.Map, gone)
+	if err = t.conn.Commit(b); !errors.Is(err, unix.EINVAL) && !fault.Is(err, fault.Unsupported) {
+		return err
+	}
+	for _, e := range gone { // before kernel 6.3; clients may leave by themselves meanwhile
+		b := nft.NewBatch(l.fam, TableName)
+		b.DelElems(s.Map, []nft.Elem{e})
+		if err := t.conn.Commit(b); err != nil && !fault.Is(err, fault.NotFound) {
+			return fmt.Errorf("forget the clients of %s: %w", s.Map, err)
+		}
 	}
 	return nil
+}
+
+// Remove deletes a table of that name in one family, whoever made it. A table that is not there is no error.
+// Errors: Denied while another process owns it.
+func Remove(conn *nft.Conn, fam state.Family, name string) (removed bool, err error) {
+	l := newLayout(fam)
+	if _, err := conn.Table(l.fam, name); err != nil {
+		if fault.Is(err, fault.NotFound) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+			return false, nil
+		}
+		return false, err
+	}
+	b := nft.NewBatch(l.fam, name)
+	b.DelTable()
+	if err := conn.Commit(b); !fault.Is(err, fault.NotFound) {
+		return err == nil, hint(err)
+	}
+	return false, nil
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"worknode/fault"
+	"worknode/proxy/state"
 )
 
 // Local is what the kernel says of this node.
@@ -105,25 +106,26 @@ func preferred(routes []netlink.Route, byLink map[int][]netip.Addr, v4 bool) (ne
 	return netip.Addr{}, false
 }
 
-// Choose returns the addresses on which node ports answer, sorted: the local ones in ranges; or, without ranges
-// ("primary"), those the Node object names; before there is one, those of the default route; in a namespace without
-// an uplink, all local ones. Loopback never answers: the kernel does not route its replies to other hosts.
+// Choose returns the addresses on which node ports answer, sorted: the local ones in the ranges; and with "primary", those
+// the Node object names; before there is one, those of the default route; in a namespace without an uplink, all local
+// ones. A selection of nothing means primary. Loopback never answers: the kernel does not route its replies to other hosts.
 // Source: kube-proxy nodePortAddresses, nftables mode.
-func Choose(local Local, ranges []netip.Prefix, node []netip.Addr) []netip.Addr {
+func Choose(local Local, which state.NodePortAddrs, node []netip.Addr) []netip.Addr {
 	var out []netip.Addr
-	switch {
-	case len(ranges) > 0:
-		for _, a := range local.Addrs {
-			if slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) }) {
-				out = append(out, a)
-			}
+	for _, a := range local.Addrs {
+		if slices.ContainsFunc(which.Ranges, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			out = append(out, a)
 		}
-	case len(node) > 0:
-		out = slices.Clone(node)
-	case len(local.Route) > 0:
-		out = slices.Clone(local.Route)
-	default:
-		out = slices.Clone(local.Addrs)
+	}
+	if which.Primary || len(which.Ranges) == 0 {
+		switch {
+		case len(node) > 0:
+			out = append(out, node...)
+		case len(local.Route) > 0:
+			out = append(out, local.Route...)
+		default:
+			out = append(out, local.Addrs...)
+		}
 	}
 	slices.SortFunc(out, netip.Addr.Compare)
 	return slices.Compact(out)

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"worknode/proxy/state"
 )
 
 func TestChoose(t *testing.T) {
@@ -28,7 +30,7 @@ func TestChoose(t *testing.T) {
 		{"no uplink", Local{Addrs: local.Addrs}, nil, nil, local.Addrs},
 		{"nothing at all", Local{}, nil, nil, nil},
 	} {
-		if got := Choose(c.local, c.ranges, c.node); !slices.Equal(got, c.want) {
+		if got := Choose(c.local, state.NodePortAddrs{Ranges: c.ranges}, c.node); !slices.Equal(got, c.want) {
 			t.Errorf("%s: got %v, want %v", c.what, got, c.want)
 		}
 	}

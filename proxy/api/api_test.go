@@ -33,15 +33,15 @@ func TestOnlyServicesWithAnAddressAreServed(t *testing.T) {
 		"only clusterIP":  {func(s *corev1.Service) { s.Spec.ClusterIPs = nil }, true},
 		"another proxy's": {func(s *corev1.Service) { s.Labels = map[string]string{labelProxyName: "x"} }, false},
 	} {
-		if got := Service(make(c.change)); (got != nil) != c.served {
+		if got, _ := Service(make(c.change)); (got != nil) != c.served {
 			t.Errorf("%s: served %v, want %v", what, got != nil, c.served)
 		}
 	}
-	got := Service(make(func(s *corev1.Service) { s.Spec.Ports = append(s.Spec.Ports, s.Spec.Ports[0]) }))
-	if len(got.Ports) != 2 || got.Ports[0].NodePort != 30080 || len(got.ClusterIPs) != 2 {
+	got, trouble := Service(make(func(s *corev1.Service) { s.Spec.Ports = append(s.Spec.Ports, s.Spec.Ports[0]) }))
+	if trouble.Reason != "InvalidService" || len(got.Ports) != 2 || got.Ports[0].NodePort != 30080 || len(got.ClusterIPs) != 2 {
 		t.Errorf("got %+v", got)
 	}
-	if got := Service(make(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP })); got.Ports[0].NodePort != 0 {
+	if got, _ := Service(make(func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP })); got.Ports[0].NodePort != 0 {
 		t.Error("a node port that a ClusterIP Service once had is served")
 	}
 	// A Service that stops being served is gone.
@@ -62,9 +62,9 @@ func TestSliceDefaultsAndTrimming(t *testing.T) {
 			{Addresses: []string{"10.0.0.2"}, Conditions: discoveryv1.EndpointConditions{Ready: &no, Serving: &no, Terminating: &yes}},
 			{Addresses: []string{"fd00::2"}}, {},
 		}}
-	got := Slice(in, "n")
-	if len(got.Ports) != 1 || len(got.Endpoints) != 2 {
-		t.Fatalf("got %+v", got)
+	got, trouble := Slice(in, "n")
+	if len(got.Ports) != 1 || len(got.Endpoints) != 2 || !strings.Contains(trouble.Message, "fd00::2") {
+		t.Fatalf("got %+v, %+v", got, trouble)
 	}
 	if e := got.Endpoints[0]; !e.Ready || !e.Serving || e.Terminating || !e.Local {
 		t.Errorf("defaults: %+v", e)
@@ -73,11 +73,11 @@ func TestSliceDefaultsAndTrimming(t *testing.T) {
 		t.Errorf("all set: %+v", e)
 	}
 	in.AddressType = discoveryv1.AddressTypeFQDN
-	if Slice(in, "n") != nil {
+	if got, _ := Slice(in, "n"); got != nil {
 		t.Error("names are no endpoints")
 	}
 	in.AddressType, in.Labels = discoveryv1.AddressTypeIPv4, nil
-	if Slice(in, "n") != nil {
+	if got, _ := Slice(in, "n"); got != nil {
 		t.Error("a slice of no Service")
 	}
 }

@@ -14,22 +14,18 @@ import (
 	"worknode/task"
 )
 
-// Event is one change, in the proxy's words. Exactly one of the pointers is set, or Synced, or none (a Node is gone).
+// Event is one change, in the proxy's words. Exactly one of the pointers is set (Trouble may stand beside one), or Synced.
 type Event struct {
 	PutService    *state.Service
 	DeleteService *state.Name
 	PutSlice      *state.Slice
 	DeleteSlice   *state.Name
-	Node          *Node
-	Synced        bool // one of the followed kinds is complete; see Feed
+	Node          *state.Node
+	CIDRs         *[]netip.Prefix // of all ServiceCIDR objects together
+	Synced        bool            // one of the followed kinds is complete; see Feed
 	Seen          time.Time
-	Trigger       time.Time // when the endpoints changed in the cluster, if the slice says so
-}
-
-// Node is what the proxy knows of its Node object.
-type Node struct {
-	IPs      []netip.Addr
-	Eligible bool
+	Trigger       time.Time      // when the endpoints changed in the cluster, if the slice says so
+	Trouble       *state.Trouble // what the object says that cannot be served; without a reason: nothing any more
 }
 
 // Feed delivers the objects of one API, each call in order. It sends kube.Synced once when all that existed at the
@@ -61,6 +57,7 @@ func (c Cluster) Follow(ctx context.Context, send func(kube.Delta)) {
 	}
 	follow("follow services", kube.Services, kube.Where{Label: "!" + labelProxyName})
 	follow("follow endpointslices", kube.EndpointSlices, kube.Where{Label: "!" + corev1.IsHeadlessService})
+	tasks.Go("follow servicecidrs", func(ctx context.Context) { c.followCIDRs(ctx, in) })
 	missing := 2
 	if c.Node != "" {
 		follow("follow node", kube.Nodes, kube.Where{Field: "metadata.name=" + c.Node})
@@ -90,26 +87,29 @@ func Translate(d kube.Delta, node string, now time.Time) (e Event, ok bool) {
 	}
 	switch o := d.Object.(type) {
 	case *corev1.Service:
-		if s := Service(o); s != nil && d.Op == kube.Put {
-			e.PutService = s
+		if s, trouble := Service(o); s != nil && d.Op == kube.Put {
+			e.PutService, e.Trouble = s, trouble
 		} else {
 			e.DeleteService = &state.Name{Namespace: o.Namespace, Name: o.Name}
 		}
 	case *discoveryv1.EndpointSlice:
-		if s := Slice(o, node); s != nil && d.Op == kube.Put {
-			e.PutSlice = s
+		if s, trouble := Slice(o, node); s != nil && d.Op == kube.Put {
+			e.PutSlice, e.Trouble = s, trouble
 			// Set by the slice controller, in RFC 3339; a malformed one only costs the metric.
 			if t, err := time.Parse(time.RFC3339Nano, o.Annotations[corev1.EndpointsLastChangeTriggerTime]); err == nil {
 				e.Trigger = t
 			}
 		} else {
 			e.DeleteSlice = &state.Name{Namespace: o.Namespace, Name: o.Name}
+			e.Trouble = &state.Trouble{Kind: "EndpointSlice", Object: *e.DeleteSlice}
 		}
 	case *corev1.Node:
-		e.Node = &Node{}
+		e.Node = &state.Node{}
 		if d.Op == kube.Put {
-			e.Node = &Node{IPs: NodeIPs(o), Eligible: Eligible(o)}
+			e.Node = Node(o)
 		}
+	case *CIDRs:
+		e.CIDRs = &o.List
 	default:
 		slog.Warn("proxy: ignored an object of an unexpected kind", "kind", d.Object)
 		return e, false

@@ -1,10 +1,12 @@
-// Package api is the proxy's boundary: it turns Services, EndpointSlices and the Node into the proxy's own nouns and
-// serves health and metrics. It decides nothing about packets.
 package api
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
+	"unique"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -14,6 +16,12 @@ import (
 
 // labelProxyName on a Service says that another proxy serves it. Source: KEP-2447.
 const labelProxyName = "service.kubernetes.io/service-proxy-name"
+
+// The API server has checked all objects, but it is not always the one that wrote them, nor of our version: what makes no
+// sense to us is left out and reported, and never taken as far as the kernel.
+
+// intern shares the strings that many objects have: namespaces, names of ports.
+func intern(s string) string { return unique.Make(s).Value() }
 
 func protoOf(p corev1.Protocol) (state.Proto, bool) {
 	switch p {
@@ -34,42 +42,142 @@ func addrOf(s string) (netip.Addr, bool) {
 	return a.Unmap(), err == nil && a.Zone() == ""
 }
 
+// usableAddr tells whether an address may be a Service's or an endpoint's. Loopback and link-local ones mean another
+// machine on every node. Source: Kubernetes, ValidateEndpointIP.
+func usableAddr(s string) (netip.Addr, bool) {
+	a, ok := addrOf(s)
+	return a, ok && !a.IsUnspecified() && !a.IsLoopback() && !a.IsLinkLocalUnicast() && !a.IsMulticast()
+}
+
+func addrs(list []string, bad *complaints) (out []netip.Addr) {
+	for _, s := range list {
+		if a, ok := usableAddr(s); ok {
+			out = append(out, a)
+		} else if s != "" && s != corev1.ClusterIPNone {
+			bad.add("address %q", s)
+		}
+	}
+	return out
+}
+
+// prefixes reads ranges; validation upstream lets blanks pass.
+func prefixes(list []string) (out []netip.Prefix) {
+	for _, s := range list {
+		if p, err := netip.ParsePrefix(strings.TrimSpace(s)); err == nil {
+			out = append(out, netip.PrefixFrom(p.Addr().Unmap(), p.Bits()).Masked())
+		}
+	}
+	return slices.DeleteFunc(out, func(p netip.Prefix) bool { return !p.IsValid() })
+}
+
+// complaints gathers what an object says that makes no sense; the first few are told.
+type complaints struct {
+	first []string
+	more  int
+}
+
+func (c *complaints) add(format string, args ...any) {
+	if len(c.first) < 3 {
+		c.first = append(c.first, fmt.Sprintf(format, args...))
+	} else {
+		c.more++
+	}
+}
+
+func (c *complaints) trouble(kind, namespace, name string) *state.Trouble {
+	t := &state.Trouble{Kind: kind, Object: state.Name{Namespace: namespace, Name: name}}
+	if len(c.first) > 0 {
+		t.Reason, t.Message = "Invalid"+kind, "left out: "+strings.Join(c.first, ", ")
+		if c.more > 0 {
+			t.Message += fmt.Sprintf(" and %d more", c.more)
+		}
+	}
+	return t
+}
+
 // Service trims a Service to what the dataplane needs; nil if there is nothing to serve: headless, ExternalName, or
 // another proxy's.
-func Service(in *corev1.Service) *state.Service {
+func Service(in *corev1.Service) (*state.Service, *state.Trouble) {
 	if _, other := in.Labels[labelProxyName]; other || in.Spec.Type == corev1.ServiceTypeExternalName {
-		return nil
+		return nil, nil
 	}
+	var bad complaints
 	ips := in.Spec.ClusterIPs
 	if len(ips) == 0 {
 		ips = []string{in.Spec.ClusterIP}
 	}
-	out := &state.Service{Name: state.Name{Namespace: in.Namespace, Name: in.Name}}
-	for _, s := range ips {
-		if a, ok := addrOf(s); ok { // "" and "None" are not addresses
-			out.ClusterIPs = append(out.ClusterIPs, a)
+	out := &state.Service{Name: state.Name{Namespace: intern(in.Namespace), Name: in.Name}, ClusterIPs: addrs(ips, &bad)}
+	if len(out.ClusterIPs) == 0 {
+		return nil, nil
+	}
+	out.ExternalIPs = addrs(in.Spec.ExternalIPs, &bad)
+	for _, i := range in.Status.LoadBalancer.Ingress {
+		// A load balancer of mode Proxy sends to node ports or endpoints, and must be reached itself (KEP-1860).
+		if i.IPMode == nil || *i.IPMode == corev1.LoadBalancerIPModeVIP {
+			out.Ingress = append(out.Ingress, addrs([]string{i.IP}, &bad)...)
 		}
 	}
-	if len(out.ClusterIPs) == 0 {
-		return nil
+	if len(out.Ingress) > 0 {
+		out.Sources = sources(in.Spec.LoadBalancerSourceRanges, &bad)
 	}
-	type front struct {
-		proto state.Proto
-		port  uint16
+	out.InternalLocal = in.Spec.InternalTrafficPolicy != nil && *in.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal
+	// Source: Kubernetes, ExternallyAccessible and ExternalPolicyLocal.
+	reached := hasNodePorts(in) || in.Spec.Type == corev1.ServiceTypeClusterIP && len(in.Spec.ExternalIPs) > 0
+	out.ExternalLocal = reached && in.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+	if in.Spec.Type == corev1.ServiceTypeLoadBalancer && out.ExternalLocal {
+		out.HealthPort, _ = portOf(in.Spec.HealthCheckNodePort)
 	}
-	seen := map[front]bool{}
+	out.Sticky = sticky(&in.Spec)
+	out.Ports = servicePorts(in, &bad)
+	return out, bad.trouble("Service", in.Namespace, in.Name)
+}
+
+// sources keeps a range that is none as a range of nobody: a mistake must not open the door.
+func sources(list []string, bad *complaints) (out []netip.Prefix) {
+	out = prefixes(list)
+	if len(out) < len(list) {
+		bad.add("a range of %q", list)
+		if len(out) == 0 {
+			out = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/32"), netip.MustParsePrefix("::/128")}
+		}
+	}
+	return out
+}
+
+const (
+	stickyDefault = 3 * time.Hour
+	stickyMost    = 24 * time.Hour
+)
+
+// sticky is how long affinity lasts. Source: Kubernetes, spec.sessionAffinityConfig.clientIP.timeoutSeconds.
+func sticky(spec *corev1.ServiceSpec) time.Duration {
+	if spec.SessionAffinity != corev1.ServiceAffinityClientIP {
+		return 0
+	}
+	c := spec.SessionAffinityConfig
+	if c == nil || c.ClientIP == nil || c.ClientIP.TimeoutSeconds == nil {
+		return stickyDefault
+	}
+	return min(max(time.Duration(*c.ClientIP.TimeoutSeconds)*time.Second, time.Second), stickyMost)
+}
+
+func servicePorts(in *corev1.Service, bad *complaints) (out []state.ServicePort) {
 	for _, p := range in.Spec.Ports {
 		proto, ok1 := protoOf(p.Protocol)
 		port, ok2 := portOf(p.Port)
-		if !ok1 || !ok2 || seen[front{proto, port}] { // the API server refuses such ports; a second one must not hide the first
+		// A second port must not hide the first, and both name and number with protocol tell ports apart.
+		twice := slices.ContainsFunc(out, func(o state.ServicePort) bool {
+			return o.Proto == proto && (o.Port == port || o.Name == p.Name)
+		})
+		if !ok1 || !ok2 || twice {
+			bad.add("port %d/%s %q", p.Port, p.Protocol, p.Name)
 			continue
 		}
-		seen[front{proto, port}] = true
-		sp := state.ServicePort{Name: strings.Clone(p.Name), Proto: proto, Port: port}
+		sp := state.ServicePort{Name: intern(p.Name), Proto: proto, Port: port}
 		if n, ok := portOf(p.NodePort); ok && hasNodePorts(in) {
 			sp.NodePort = n
 		}
-		out.Ports = append(out.Ports, sp)
+		out = append(out, sp)
 	}
 	return out
 }
@@ -79,54 +187,93 @@ func hasNodePorts(s *corev1.Service) bool {
 }
 
 // Slice trims an EndpointSlice; nil if it cannot carry traffic: no Service, or names instead of addresses.
-func Slice(in *discoveryv1.EndpointSlice, node string) *state.Slice {
+func Slice(in *discoveryv1.EndpointSlice, node string) (*state.Slice, *state.Trouble) {
 	svc := in.Labels[discoveryv1.LabelServiceName]
-	if svc == "" || in.AddressType == discoveryv1.AddressTypeFQDN {
-		return nil
+	if svc == "" || in.AddressType != discoveryv1.AddressTypeIPv4 && in.AddressType != discoveryv1.AddressTypeIPv6 {
+		return nil, nil
 	}
+	var bad complaints
 	out := &state.Slice{
-		Name:    state.Name{Namespace: in.Namespace, Name: in.Name},
-		Service: state.Name{Namespace: in.Namespace, Name: strings.Clone(svc)},
+		Name:    state.Name{Namespace: intern(in.Namespace), Name: in.Name},
+		Service: state.Name{Namespace: intern(in.Namespace), Name: svc},
 	}
 	for _, p := range in.Ports {
 		if p.Name == nil || p.Port == nil {
-			continue
+			continue // any name, all ports: for other users of slices
 		}
 		proto := state.TCP
 		ok := true
 		if p.Protocol != nil {
 			proto, ok = protoOf(*p.Protocol)
 		}
-		if n, valid := portOf(*p.Port); ok && valid {
-			out.Ports = append(out.Ports, state.SlicePort{Name: strings.Clone(*p.Name), Proto: proto, Port: n})
+		n, valid := portOf(*p.Port)
+		if !ok || !valid {
+			if *p.Port != 0 { // zero is how one says nothing
+				bad.add("port %d", *p.Port)
+			}
+			continue
 		}
+		out.Ports = append(out.Ports, state.SlicePort{Name: intern(*p.Name), Proto: proto, Port: n})
 	}
 	fam := state.V4
 	if in.AddressType == discoveryv1.AddressTypeIPv6 {
 		fam = state.V6
 	}
 	out.Endpoints = make([]state.Endpoint, 0, len(in.Endpoints))
-	for _, e := range in.Endpoints {
+	for i := range in.Endpoints {
+		e := &in.Endpoints[i]
 		if len(e.Addresses) == 0 {
+			bad.add("an endpoint without an address")
 			continue
 		}
-		a, ok := addrOf(e.Addresses[0]) // the API: all addresses are of one endpoint, consumers use the first
+		a, ok := usableAddr(e.Addresses[0]) // the API: all addresses are of one endpoint, consumers use the first
 		if !ok || state.Of(a) != fam {
+			bad.add("endpoint %q among %s addresses", e.Addresses[0], in.AddressType)
 			continue
 		}
-		// Source: discovery/v1 EndpointConditions: unknown ready and serving mean true, unknown terminating false.
-		yes := func(p *bool) bool { return p == nil || *p }
-		c := e.Conditions
-		out.Endpoints = append(out.Endpoints, state.Endpoint{
-			Addr: a, Ready: yes(c.Ready), Serving: yes(c.Serving), Terminating: c.Terminating != nil && *c.Terminating,
-			Local: e.NodeName != nil && *e.NodeName == node,
-		})
+		out.Endpoints = append(out.Endpoints, endpoint(e, a, node))
+	}
+	return out, bad.trouble("EndpointSlice", in.Namespace, in.Name)
+}
+
+// endpoint applies the API's defaults. Source: discovery/v1 EndpointConditions: unknown ready and serving mean true,
+// unknown terminating false.
+func endpoint(e *discoveryv1.Endpoint, a netip.Addr, node string) state.Endpoint {
+	yes := func(p *bool) bool { return p == nil || *p }
+	out := state.Endpoint{
+		Addr: a, Ready: yes(e.Conditions.Ready), Serving: yes(e.Conditions.Serving),
+		Terminating: e.Conditions.Terminating != nil && *e.Conditions.Terminating,
+		Local:       node != "" && e.NodeName != nil && *e.NodeName == node,
+	}
+	if e.Hints == nil {
+		return out
+	}
+	zones := make([]string, 0, 4)
+	for _, z := range e.Hints.ForZones {
+		zones = append(zones, z.Name)
+	}
+	out.Zones = state.MakeZones(zones...)
+	for _, n := range e.Hints.ForNodes {
+		out.NodeHint = true
+		out.ForThisNode = out.ForThisNode || node != "" && n.Name == node
 	}
 	return out
 }
 
-// NodeIPs returns the addresses on which "primary" node ports answer: one a family, internal before external.
-func NodeIPs(n *corev1.Node) []netip.Addr {
+// Node trims a Node.
+func Node(in *corev1.Node) *state.Node {
+	cidrs := in.Spec.PodCIDRs
+	if len(cidrs) == 0 && in.Spec.PodCIDR != "" {
+		cidrs = []string{in.Spec.PodCIDR}
+	}
+	return &state.Node{
+		Exists: true, Eligible: Eligible(in), Zone: in.Labels[corev1.LabelTopologyZone],
+		IPs: nodeIPs(in), PodCIDRs: prefixes(cidrs),
+	}
+}
+
+// nodeIPs returns the addresses on which "primary" node ports answer: one a family, internal before external.
+func nodeIPs(n *corev1.Node) []netip.Addr {
 	var out []netip.Addr
 	have := map[state.Family]bool{}
 	for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {

@@ -2,54 +2,21 @@ package plan
 
 import (
 	"net/netip"
-	"slices"
 )
 
-// fill sorts the edits into the transaction's phases and finds the chains it needs.
-func (d *Delta) fill(list []edit, chains map[Chain]bool) {
-	need := map[Chain]bool{}
-	for i := range list {
-		x := &list[i]
-		switch {
-		case x.had && !x.has:
-			d.Del = append(d.Del, Elem{x.key, x.old})
-			continue
-		case !x.had && x.has:
-			d.Add = append(d.Add, Elem{x.key, x.new})
-		case x.had && x.has && x.old != x.new:
-			d.Replace = append(d.Replace, Elem{x.key, x.new})
-		default:
-			continue
-		}
-		if c := x.new.Chain; c.Kind.Sized() && !chains[c] && !need[c] {
-			need[c] = true
-			d.Chains = append(d.Chains, c)
-		}
-	}
-	rising := func(a, b Elem) int { return int(a.Key.Set) - int(b.Key.Set) }
-	slices.SortStableFunc(d.Add, rising)
-	slices.SortStableFunc(d.Replace, rising)
-	slices.SortStableFunc(d.Del, func(a, b Elem) int { return rising(b, a) })
-}
-
 // Commit records that the kernel has taken the transaction, which must stem from this model (or from Full).
-func (m *Model) Commit(d Delta) {
+func (m *Model) Commit(d *Delta) {
 	if d.fresh {
 		*m = *NewModel()
 	}
-	for k, p := range d.ports {
-		if p == nil {
-			delete(m.ports, k)
-			m.bySvc[k.Service] = slices.DeleteFunc(m.bySvc[k.Service], func(x PortKey) bool { return x == k })
-			if len(m.bySvc[k.Service]) == 0 {
-				delete(m.bySvc, k.Service)
-			}
-			continue
+	for name, ports := range d.services {
+		m.totals.add(m.services[name], -1)
+		m.totals.add(ports, 1)
+		if len(ports) == 0 {
+			delete(m.services, name)
+		} else {
+			m.services[name] = ports
 		}
-		if _, had := m.ports[k]; !had {
-			m.bySvc[k.Service] = append(m.bySvc[k.Service], k)
-		}
-		m.ports[k] = *p
 	}
 	for k, n := range d.refs {
 		if n > 0 {
@@ -58,37 +25,59 @@ func (m *Model) Commit(d Delta) {
 			delete(m.refs, k)
 		}
 	}
-	for c := range d.kept {
-		m.chains[c] = true
+	for c := range d.sized {
+		m.sized[c] = true
 	}
-	for _, c := range d.Chains {
-		m.chains[c] = true
+	m.nodes = d.want.NodeIPs
+	if m.rules = d.want.Rules; d.fresh {
+		for _, c := range m.rules.ruleset() {
+			m.ruleset[c.Name] = c.hash
+		}
 	}
-	if d.setIP {
-		m.nodes = d.nodes
+	for _, w := range d.Chains {
+		if _, _, sized := w.Name.Sized(); sized {
+			m.sized[w.Name] = true
+		} else if !IsSticky(string(w.Name)) {
+			m.ruleset[w.Name] = w.Hash()
+		}
+	}
+	for _, c := range d.DropChains {
+		delete(m.sized, c)
+		delete(m.stale, c)
+	}
+	for c, is := range d.stale {
+		if is {
+			m.stale[c] = true
+		} else {
+			delete(m.stale, c)
+		}
 	}
 }
 
-// Elems returns all that the table holds according to the model.
-func (m *Model) Elems() map[Key]Value {
-	out := make(map[Key]Value, 8*len(m.ports))
-	for _, p := range m.ports {
-		p.elems(func(k Key, v Value) { out[k] = v })
-	}
-	for _, a := range m.nodes {
-		out[Key{Set: NodeIPs, Addr: a}] = Value{}
-	}
-	return out
+// Totals are counts over all ports of a model.
+type Totals struct {
+	Endpoints int // a backend of two ports counts twice
+	// Ports whose policy wants endpoints on this node where there are only others: their traffic is dropped.
+	NoLocalInternal, NoLocalExternal int
 }
 
-// Chains returns the sized chains that exist.
-func (m *Model) Chains() map[Chain]bool { return m.chains }
+func (t *Totals) add(ports []*Port, sign int) {
+	for _, p := range ports {
+		t.Endpoints += sign * max(len(p.All), len(p.Local))
+		if !p.Any || len(p.Local) > 0 {
+			continue
+		}
+		if p.InternalLocal {
+			t.NoLocalInternal += sign
+		}
+		if p.ExternalLocal && p.external() {
+			t.NoLocalExternal += sign
+		}
+	}
+}
 
-// Ports is the number of ports in the model.
-func (m *Model) Ports() int { return len(m.ports) }
-
-// Port returns a port as the kernel has it.
-func (m *Model) Port(k PortKey) (Port, bool) { p, ok := m.ports[k]; return p, ok }
+// Totals counts what the model has.
+func (m *Model) Totals() Totals { return m.totals }
 
 // arrange puts the wanted endpoints (no duplicates) into the slots so that the fewest change: those that have a slot
 // keep it, new ones take the slots of those that go, then new slots at the end; what is still free is filled from
@@ -131,22 +120,4 @@ func arrange(have, want []netip.AddrPort) []netip.AddrPort {
 		out = out[:last]
 	}
 	return out
-}
-
-func same(a, b *Port) bool {
-	return a.ClusterIP == b.ClusterIP && a.Port == b.Port && a.NodePort == b.NodePort &&
-		sameSet(a.Endpoints, b.Endpoints) && slices.Equal(a.Local, b.Local) && slices.Equal(a.Serving, b.Serving)
-}
-
-// sameSet compares endpoints in slot order with sorted ones.
-func sameSet(slotted, sorted []netip.AddrPort) bool {
-	if len(slotted) != len(sorted) {
-		return false
-	}
-	for _, s := range slotted {
-		if _, ok := slices.BinarySearchFunc(sorted, s, netip.AddrPort.Compare); !ok {
-			return false
-		}
-	}
-	return true
 }

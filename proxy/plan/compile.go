@@ -10,113 +10,111 @@ import (
 // maxEndpoints bounds one port's endpoints: slots are numbered in 16 bits. Endpoints beyond it get no connections.
 const maxEndpoints = 1<<16 - 1
 
-// Compile returns the ports of a Service in one family; none if svc is nil or has no address of that family.
-// owns tells whether a front is this Service's rather than a rival's.
-func Compile(svc *state.Service, sl map[state.Name]*state.Slice, fam state.Family, owns func(state.Front) bool) []Port {
+// Here is what compiling needs to know of this node.
+type Here struct {
+	Node string
+	Zone string
+	IPs  []netip.Addr // the Node object's, one a family
+}
+
+// Input is one Service as the API has it.
+type Input struct {
+	Service *state.Service // nil: it is gone
+	Slices  []*state.Slice
+	Owns    func(state.Front) bool // whether a front is this Service's rather than a rival's
+}
+
+// Compile returns the ports of a Service in one family; none if it has no address of that family.
+func Compile(in Input, fam state.Family, here Here) []*Port {
+	svc := in.Service
 	if svc == nil {
 		return nil
 	}
-	var vip netip.Addr
-	for _, a := range svc.ClusterIPs {
-		if state.Of(a) == fam {
-			vip = a
-			break
-		}
-	}
+	vip := first(svc.ClusterIPs, fam)
 	if !vip.IsValid() {
 		return nil
 	}
-	ports := make([]Port, 0, len(svc.Ports))
+	ports := make([]*Port, 0, len(svc.Ports))
 	for _, sp := range svc.Ports {
-		p := Port{Key: PortKey{svc.Name, sp.Name, sp.Proto}, Port: sp.Port}
-		if owns(state.Front{Addr: vip, Proto: sp.Proto, Port: sp.Port}) {
+		p := &Port{Key: PortKey{svc.Name, sp.Name, sp.Proto}, Port: sp.Port, Sticky: svc.Sticky,
+			InternalLocal: svc.InternalLocal, ExternalLocal: svc.ExternalLocal}
+		if in.Owns(state.Front{Addr: vip, Proto: sp.Proto, Port: sp.Port}) {
 			p.ClusterIP = vip
 		}
-		if sp.NodePort != 0 && owns(state.Front{Proto: sp.Proto, Port: sp.NodePort}) {
+		if sp.NodePort != 0 && in.Owns(state.Front{Proto: sp.Proto, Port: sp.NodePort}) {
 			p.NodePort = sp.NodePort
 		}
-		backends := join(sl, sp, fam)
-		p.Endpoints, p.Local = usable(backends)
-		if sp.Proto == state.UDP {
-			p.Serving = serving(backends)
+		p.addExternal(in, sp, vip, fam)
+		if len(p.Guarded) > 0 {
+			p.guard(svc.Sources, fam, here)
 		}
+		p.addEndpoints(join(in.Slices, sp, fam), here)
 		ports = append(ports, p)
 	}
 	return ports
 }
 
-// backend is one endpoint with the port it serves on.
-type backend struct {
-	to          netip.AddrPort
-	ready       bool
-	serving     bool
-	terminating bool
-	local       bool
-}
-
-// join collects the endpoints behind a Service port from all slices, sorted and each once. During a move an endpoint
-// may be in two slices: the one that does not say terminating is the newer one.
-// Source: Kubernetes, EndpointSlice concepts, "Duplicate endpoints".
-func join(sl map[state.Name]*state.Slice, sp state.ServicePort, fam state.Family) []backend {
-	var all []backend
-	for _, s := range sl {
-		for _, port := range s.Ports {
-			if port.Name != sp.Name || port.Proto != sp.Proto {
-				continue
-			}
-			for _, e := range s.Endpoints {
-				if state.Of(e.Addr) == fam {
-					all = append(all, backend{netip.AddrPortFrom(e.Addr, port.Port), e.Ready, e.Serving, e.Terminating, e.Local})
-				}
-			}
+func first(list []netip.Addr, fam state.Family) netip.Addr {
+	for _, a := range list {
+		if state.Of(a) == fam {
+			return a
 		}
 	}
-	slices.SortFunc(all, func(a, b backend) int {
-		if c := a.to.Compare(b.to); c != 0 {
+	return netip.Addr{}
+}
+
+// addExternal fills in the external addresses; Guarded has the load balancer's, for guard to look at.
+func (p *Port) addExternal(in Input, sp state.ServicePort, vip netip.Addr, fam state.Family) {
+	take := func(from []netip.Addr) (out []netip.Addr) {
+		for _, a := range from {
+			if state.Of(a) == fam && a != vip && in.Owns(state.Front{Addr: a, Proto: sp.Proto, Port: sp.Port}) {
+				out = append(out, a)
+			}
+		}
+		return out
+	}
+	p.Guarded = sorted(take(in.Service.Ingress))
+	if p.External = take(in.Service.ExternalIPs); len(p.External)+len(p.Guarded) > 0 {
+		p.External = sorted(append(p.External, p.Guarded...))
+	}
+}
+
+func sorted(list []netip.Addr) []netip.Addr {
+	slices.SortFunc(list, netip.Addr.Compare)
+	return slices.Compact(list)
+}
+
+// guard works out who may use the load balancer's addresses. Where the node itself may, so may those addresses: a node
+// that has one of them reaches it with that address as its source.
+// Source: Kubernetes, spec.loadBalancerSourceRanges; a range of all addresses, like none, means everybody.
+func (p *Port) guard(sources []netip.Prefix, fam state.Family, here Here) {
+	allow := ofFamily(sources, fam)
+	if len(allow) == 0 || slices.ContainsFunc(allow, func(r netip.Prefix) bool { return r.Bits() == 0 }) {
+		p.Guarded = nil
+		return
+	}
+	node := first(here.IPs, fam)
+	if node.IsValid() && slices.ContainsFunc(allow, func(r netip.Prefix) bool { return r.Contains(node) }) {
+		for _, a := range p.Guarded {
+			allow = append(allow, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	p.Allow = tidy(allow)
+}
+
+// tidy sorts ranges and leaves out those inside of others, which the kernel refuses in one set.
+func tidy(list []netip.Prefix) []netip.Prefix {
+	slices.SortFunc(list, func(a, b netip.Prefix) int {
+		if c := a.Addr().Compare(b.Addr()); c != 0 {
 			return c
 		}
-		return rank(a) - rank(b)
+		return a.Bits() - b.Bits() // the wider one first
 	})
-	return slices.CompactFunc(all, func(a, b backend) bool { return a.to == b.to })
-}
-
-// rank orders what slices say of one endpoint, the most alive first, so that the answer does not depend on their order.
-func rank(b backend) int {
-	n := 0
-	for i, worse := range []bool{!b.local, !b.serving, !b.ready, b.terminating} {
-		if worse {
-			n |= 1 << i
+	out := list[:0]
+	for _, p := range list {
+		if n := len(out); n == 0 || !out[n-1].Contains(p.Addr()) {
+			out = append(out, p)
 		}
 	}
-	return n
-}
-
-// usable picks the endpoints that get new connections: the ready ones; if there are none, those that still serve
-// while they terminate, which is better than refusing (KEP-1669).
-func usable(all []backend) (to, local []netip.AddrPort) {
-	pick := func(ok func(backend) bool) {
-		for _, b := range all {
-			if ok(b) && len(to) < maxEndpoints {
-				to = append(to, b.to)
-				if b.local {
-					local = append(local, b.to)
-				}
-			}
-		}
-	}
-	pick(func(b backend) bool { return b.ready })
-	if len(to) == 0 {
-		pick(func(b backend) bool { return b.serving && b.terminating })
-	}
-	return to, local
-}
-
-// serving lists the endpoints that may keep the UDP flows they have.
-func serving(all []backend) (to []netip.AddrPort) {
-	for _, b := range all {
-		if b.serving {
-			to = append(to, b.to)
-		}
-	}
-	return to
+	return out
 }

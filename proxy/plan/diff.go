@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -10,129 +11,134 @@ import (
 // Model is what we know the kernel's table of one family to hold. A Diff does not change it; Commit does, once the
 // kernel has taken the transaction.
 type Model struct {
-	ports  map[PortKey]Port
-	bySvc  map[state.Name][]PortKey
-	refs   map[Key]int // of elements in shared sets
-	nodes  []netip.Addr
-	chains map[Chain]bool // sized chains that exist
+	services map[state.Name][]*Port
+	refs     map[Key]int // of elements in shared sets
+	nodes    []netip.Addr
+	rules    Rules
+	ruleset  map[Chain]uint64 // hash of each chain of the ruleset
+	sized    map[Chain]bool   // sized chains that exist
+	totals   Totals
+	stale    map[Chain]bool // emptied chains of affinity, and maps of that name, to be removed next time
 }
 
-// NewModel returns the model of a table that has its static parts and nothing else.
+// NewModel returns the model of a table that has sets and nothing else.
 func NewModel() *Model {
-	return &Model{ports: map[PortKey]Port{}, bySvc: map[state.Name][]PortKey{}, refs: map[Key]int{}, chains: map[Chain]bool{}}
+	return &Model{services: map[state.Name][]*Port{}, refs: map[Key]int{}, ruleset: map[Chain]uint64{}, sized: map[Chain]bool{}, stale: map[Chain]bool{}}
 }
 
-// Delta is one transaction: first make Chains, then Add, then Replace (old value, new value), then Del.
-// Within each, elements are grouped by set, in the order in which the sets must change.
+// Want is what a table is to be besides the Services.
+type Want struct {
+	Rules   Rules
+	NodeIPs []netip.Addr // on which node ports answer, of the family, sorted
+}
+
+// Delta is one transaction, in this order: make Maps, write Chains, Add, Replace (old value, new value), Del, then remove
+// chains and maps. Within each list of elements, they are grouped by set, in the order in which the sets must change.
 type Delta struct {
-	Chains  []Chain
+	Maps    []string
+	Chains  []Write
 	Add     []Elem
 	Replace []Elem // with their new values
 	Del     []Elem
 
+	DropChains []Chain
+	DropMaps   []string
+
+	// Sweep is for after the transaction: clients in maps whose endpoint is gone. Rules may record one until then.
+	Sweep []Sweep
+
 	// What Commit records.
-	fresh bool // the model is made anew
-	ports map[PortKey]*Port
-	refs  map[Key]int
-	nodes []netip.Addr
-	setIP bool
-	kept  map[Chain]bool // chains that a fresh model starts with
+	fresh    bool // the model is made anew
+	services map[state.Name][]*Port
+	refs     map[Key]int
+	want     Want
+	stale    map[Chain]bool
+	sized    map[Chain]bool // sized chains that a fresh model starts with
+}
+
+// Write is a chain to be made, or to be written anew if it is there.
+type Write struct {
+	ChainRules
+	Exists bool
+}
+
+// Sweep says that clients in a map may only be at the endpoints of Live.
+type Sweep struct {
+	Map  string
+	Live []netip.AddrPort
 }
 
 // Empty tells whether the kernel has all of it already.
 func (d *Delta) Empty() bool {
-	return len(d.Chains) == 0 && len(d.Add) == 0 && len(d.Replace) == 0 && len(d.Del) == 0
+	return d.Size() == 0 && len(d.Maps) == 0 && len(d.Chains) == 0 && len(d.DropChains) == 0 && len(d.DropMaps) == 0
 }
 
 // Size is the number of elements the transaction touches.
 func (d *Delta) Size() int { return len(d.Add) + len(d.Replace) + len(d.Del) }
 
-// edits gathers what happens to each key, so that an element which one port gives up and another takes is one change.
-type edits struct {
-	at   map[Key]int
-	list []edit
-}
-
-type edit struct {
-	key      Key
-	old, new Value
-	had, has bool
-	count    int // shared sets: references won or lost
-}
-
-func (e *edits) of(k Key) *edit {
-	i, ok := e.at[k]
-	if !ok {
-		i = len(e.list)
-		e.at[k] = i
-		e.list = append(e.list, edit{key: k})
+// First describes one of the changes, for a log.
+func (d *Delta) First() string {
+	for _, list := range [][]Elem{d.Del, d.Replace, d.Add} {
+		if len(list) > 0 {
+			return list[0].String()
+		}
 	}
-	return &e.list[i]
-}
-
-func (e *edits) drop(p *Port) {
-	p.elems(func(k Key, v Value) {
-		if x := e.of(k); k.Set.shared() {
-			x.count--
-		} else {
-			x.old, x.had = v, true
-		}
-	})
-}
-
-func (e *edits) want(p *Port) {
-	p.elems(func(k Key, v Value) {
-		if x := e.of(k); k.Set.shared() {
-			x.count++
-		} else {
-			x.new, x.has = v, true
-		}
-	})
+	if len(d.Chains) > 0 {
+		return "chain " + string(d.Chains[0].Name)
+	}
+	return ""
 }
 
 // Changed is a Service whose ports may differ from what the model has; no ports if it is gone.
 type Changed struct {
 	Service state.Name
-	Ports   []Port
+	Ports   []*Port
 }
 
-// Diff returns what must happen so that the changed Services are as given and node ports answer on nodes.
+// Diff returns what must happen so that the changed Services are as given and the rest is as wanted. Two Services between
+// which a front moves must both be among the changed.
 // Endpoints keep their slots where they can: an endpoint that goes is replaced by a new one or else by the last.
-func (m *Model) Diff(changed []Changed, nodes []netip.Addr) Delta {
-	d := Delta{ports: map[PortKey]*Port{}, refs: map[Key]int{}}
-	e := edits{at: map[Key]int{}}
+func (m *Model) Diff(changed []Changed, want Want) Delta {
+	d := Delta{services: make(map[state.Name][]*Port, len(changed)), want: want}
+	var e edits
 	for _, c := range changed {
-		for _, k := range m.bySvc[c.Service] {
-			d.ports[k] = nil
-		}
-		for i := range c.Ports {
-			d.ports[c.Ports[i].Key] = &c.Ports[i]
-		}
-		for _, k := range m.bySvc[c.Service] {
-			had := m.ports[k]
-			now := d.ports[k]
-			if now != nil && same(&had, now) {
-				delete(d.ports, k)
+		had := m.services[c.Service]
+		touched := len(had) != len(c.Ports)
+		for _, p := range had {
+			now := find(c.Ports, p.Key)
+			if now != nil && same(p, now) {
 				continue
 			}
-			e.drop(&had)
+			touched = true
+			e.drop(p)
+			if now == nil {
+				d.stick(p, nil)
+			}
 		}
-		for i := range c.Ports {
-			now, dirty := d.ports[c.Ports[i].Key]
-			if !dirty {
+		kept := make([]*Port, len(c.Ports))
+		for i, now := range c.Ports {
+			was := find(had, now.Key)
+			if was != nil && same(was, now) {
+				kept[i] = was // with its slots
 				continue
 			}
-			had := m.ports[now.Key]
-			now.Endpoints = arrange(had.Endpoints, now.Endpoints)
+			touched = true
+			if was != nil && now.Sticky == 0 { // chains of affinity are written as a whole: theirs stay sorted
+				now.All, now.Local = arrange(was.All, now.All), arrange(was.Local, now.Local)
+			}
+			d.stick(was, now)
 			e.want(now)
+			kept[i] = now
+		}
+		if touched {
+			d.services[c.Service] = kept
 		}
 	}
-	if !slices.Equal(nodes, m.nodes) {
-		d.nodes, d.setIP = slices.Clone(nodes), true
+	if !slices.Equal(want.NodeIPs, m.nodes) {
 		for _, a := range m.nodes {
 			e.of(Key{Set: NodeIPs, Addr: a}).had = true
 		}
-		for _, a := range nodes {
+		for _, a := range want.NodeIPs {
 			e.of(Key{Set: NodeIPs, Addr: a}).has = true
 		}
 	}
@@ -141,29 +147,68 @@ func (m *Model) Diff(changed []Changed, nodes []netip.Addr) Delta {
 		if x.key.Set.shared() {
 			before := m.refs[x.key]
 			x.had, x.has = before > 0, before+x.count > 0
+			if d.refs == nil {
+				d.refs = map[Key]int{}
+			}
 			d.refs[x.key] = before + x.count
 		}
 	}
-	d.fill(e.list, m.chains)
+	if len(m.ruleset) == 0 || !want.Rules.Equal(m.rules) {
+		d.writeRuleset(m.ruleset)
+	}
+	d.fill(e.list, m.sized)
+	d.unstick(m.stale)
 	return d
 }
 
-// Full returns what must happen so that a table, which holds exactly have and chains, holds exactly what is wanted.
-// It needs no earlier model: this is how a start adopts the table of its predecessor, and how drift is repaired.
-func Full(have map[Key]Value, chains map[Chain]bool, want []Port, nodes []netip.Addr) Delta {
-	d := Delta{fresh: true, ports: make(map[PortKey]*Port, len(want)), refs: map[Key]int{}, nodes: slices.Clone(nodes), setIP: true}
-	e := edits{at: make(map[Key]int, len(have)), list: make([]edit, 0, len(have))}
-	for k, v := range have {
+func find(ports []*Port, k PortKey) *Port {
+	for _, p := range ports {
+		if p.Key == k {
+			return p
+		}
+	}
+	return nil
+}
+
+// Have is what a look at the kernel found.
+type Have struct {
+	Elems  map[Key]Value
+	Chains map[Chain]uint64 // by hash; zero if it was not left as we wrote it
+	Maps   []string         // of clients
+}
+
+// Full returns what must happen so that a table, which holds exactly have, holds exactly what is wanted. It needs no
+// earlier model: this is how a start adopts the table of its predecessor, and how drift is repaired.
+func Full(have Have, services []Changed, want Want) Delta {
+	d := Delta{fresh: true, services: make(map[state.Name][]*Port, len(services)), refs: map[Key]int{}, want: want, sized: map[Chain]bool{}}
+	e := edits{at: make(map[Key]int, len(have.Elems)), list: make([]edit, 0, len(have.Elems))}
+	for k, v := range have.Elems {
 		x := e.of(k)
 		x.old, x.had = v, true
 	}
-	for i := range want {
-		p := &want[i]
-		p.Endpoints = arrange(slots(have, p), p.Endpoints)
-		d.ports[p.Key] = p
-		e.want(p)
+	keep := map[Chain]bool{}    // chains that are wanted
+	keepMap := map[Chain]bool{} // maps of clients that are wanted
+	for _, c := range services {
+		if len(c.Ports) == 0 {
+			continue
+		}
+		d.services[c.Service] = c.Ports
+		for _, p := range c.Ports {
+			if p.Sticky == 0 {
+				p.All = arrange(slots(have.Elems, p, Endpoints, NodeEndpoints), p.All)
+				p.Local = arrange(slots(have.Elems, p, EndpointsLocal, NodeEndpointsLocal), p.Local)
+			}
+			e.want(p)
+			all, local := p.sticky()
+			for _, s := range []*Sticky{all, local} {
+				if s != nil {
+					keepMap[s.Name] = true
+					d.adopt(s, &have, keep)
+				}
+			}
+		}
 	}
-	for _, a := range nodes {
+	for _, a := range want.NodeIPs {
 		e.of(Key{Set: NodeIPs, Addr: a}).has = true
 	}
 	for i := range e.list {
@@ -174,16 +219,45 @@ func Full(have map[Key]Value, chains map[Chain]bool, want []Port, nodes []netip.
 			}
 		}
 	}
-	d.fill(e.list, chains)
-	d.kept = chains
+	d.writeRuleset(have.Chains)
+	d.adoptSized(&have, e.list)
+	d.fill(e.list, d.sized)
+	d.discard(&have, keep, keepMap)
 	return d
 }
 
+// adoptSized keeps the sized chains of the table that are as we would write them, mends others, and removes those that
+// nothing leads to any more, but the small ones, which come back all the time.
+func (d *Delta) adoptSized(have *Have, list []edit) {
+	used := map[Chain]bool{}
+	for i := range list {
+		if x := &list[i]; x.key.Set.Verdicts() {
+			used[x.new.Chain], used[x.old.Chain] = true, true // the old one still counts when the chain goes
+		}
+	}
+	for c, h := range have.Chains {
+		rules, ok := sizedRules(c)
+		if !ok {
+			continue
+		}
+		if _, n, _ := c.Sized(); n > 32 && !used[c] {
+			d.DropChains = append(d.DropChains, c)
+			continue
+		}
+		if d.sized[c] = true; h != rules.Hash() {
+			d.Chains = append(d.Chains, Write{rules, true})
+		}
+	}
+}
+
 // slots reads the order in which a table has a port's endpoints.
-func slots(have map[Key]Value, p *Port) (out []netip.AddrPort) {
-	k := Key{Set: Endpoints, Addr: p.ClusterIP, Proto: p.Key.Proto, Port: p.Port}
-	if !p.ClusterIP.IsValid() {
-		k = Key{Set: NodeEndpoints, Proto: p.Key.Proto, Port: p.NodePort}
+func slots(have map[Key]Value, p *Port, front, node Set) (out []netip.AddrPort) {
+	k := Key{Set: front, Addr: p.ClusterIP, Proto: p.Key.Proto, Port: p.Port}
+	if _, ok := have[k]; !ok && len(p.External) > 0 {
+		k.Addr = p.External[0]
+	}
+	if _, ok := have[k]; !ok {
+		k = Key{Set: node, Proto: p.Key.Proto, Port: p.NodePort}
 	}
 	for ; ; k.Slot++ {
 		v, ok := have[k]
@@ -193,3 +267,99 @@ func slots(have map[Key]Value, p *Port) (out []netip.AddrPort) {
 		out = append(out, v.To)
 	}
 }
+
+// writeRuleset has the chains of the ruleset written that are not as wanted.
+func (d *Delta) writeRuleset(have map[Chain]uint64) {
+	for _, c := range d.want.Rules.ruleset() {
+		if h, exists := have[c.Name]; !exists || h != c.hash {
+			d.Chains = append(d.Chains, Write{c.ChainRules, exists})
+		}
+	}
+}
+
+type hashed struct {
+	ChainRules
+	hash uint64
+}
+
+// ruleset is Ruleset with hashes.
+func (r Rules) ruleset() []hashed {
+	var out []hashed
+	for _, c := range r.Ruleset() {
+		out = append(out, hashed{c, c.Hash()})
+	}
+	return out
+}
+
+// Known tells whether a chain is one that we make.
+func (r Rules) Known() map[Chain]bool {
+	out := map[Chain]bool{}
+	for _, c := range r.Ruleset() {
+		out[c.Name] = true
+	}
+	return out
+}
+
+// Equal tells whether two sets of rules are the same.
+func (r Rules) Equal(o Rules) bool {
+	return r.Family == o.Family && r.MasqueradeAll == o.MasqueradeAll && r.MarkBit == o.MarkBit && slices.Equal(r.Pods, o.Pods) &&
+		r.AnyNodeIP == o.AnyNodeIP && slices.Equal(r.ServiceCIDRs, o.ServiceCIDRs) && r.DropInvalid == o.DropInvalid
+}
+
+// Elems returns all that the table holds according to the model.
+func (m *Model) Elems() map[Key]Value {
+	out := make(map[Key]Value, 8*len(m.services))
+	for _, ports := range m.services {
+		for _, p := range ports {
+			p.elems(func(k Key, v Value) { out[k] = v })
+		}
+	}
+	for _, a := range m.nodes {
+		out[Key{Set: NodeIPs, Addr: a}] = Value{}
+	}
+	return out
+}
+
+// Chains returns all chains of the table according to the model, with their hashes; stale ones have none.
+func (m *Model) Chains() map[Chain]uint64 {
+	out := maps.Clone(m.ruleset)
+	for c := range m.sized {
+		rules, _ := sizedRules(c)
+		out[c] = rules.Hash()
+	}
+	for c := range m.stale {
+		out[c] = 0
+	}
+	for _, ports := range m.services {
+		for _, p := range ports {
+			all, local := p.sticky()
+			for _, s := range []*Sticky{all, local} {
+				if s == nil {
+					continue
+				}
+				for _, c := range s.chains() {
+					out[c.Name] = c.Hash()
+				}
+			}
+		}
+	}
+	return out
+}
+
+// Ports calls each with all ports as the kernel has them, in no order. They must not be changed.
+func (m *Model) Ports(each func(*Port)) {
+	for _, ports := range m.services {
+		for _, p := range ports {
+			each(p)
+		}
+	}
+}
+
+// Service returns the ports of one Service as the kernel has them. They must not be changed.
+func (m *Model) Service(name state.Name) []*Port { return m.services[name] }
+
+// NodeIPs returns where node ports answer.
+func (m *Model) NodeIPs() []netip.Addr { return m.nodes }
+
+// Rules returns what the rules are made from.
+func (m *Model) Rules() Rules { return m.rules }

@@ -16,12 +16,18 @@ type Flows struct {
 // Flows returns what to clean after d is committed; call it before Commit, while the old fronts are still known.
 // A front that d takes away is listed without endpoints, unless another port takes it over.
 func (m *Model) Flows(d *Delta) []Flows {
-	at := map[state.Front]int{}
+	var at map[state.Front]int
 	var out []Flows
 	add := func(p *Port, serving []netip.AddrPort) {
-		each := func(f state.Front) {
+		if p.Key.Proto != state.UDP {
+			return
+		}
+		p.fronts(func(f state.Front) {
 			i, ok := at[f]
 			if !ok {
+				if at == nil {
+					at = map[state.Front]int{}
+				}
 				i = len(out)
 				at[f] = i
 				out = append(out, Flows{Front: f})
@@ -29,27 +35,33 @@ func (m *Model) Flows(d *Delta) []Flows {
 			if serving != nil {
 				out[i].Serving = serving
 			}
-		}
-		if p.Key.Proto != state.UDP {
-			return
-		}
-		if p.ClusterIP.IsValid() {
-			each(state.Front{Addr: p.ClusterIP, Proto: state.UDP, Port: p.Port})
-		}
-		if p.NodePort != 0 {
-			each(state.Front{Proto: state.UDP, Port: p.NodePort})
-		}
+		})
 	}
-	for k, p := range d.ports {
-		if k.Proto != state.UDP {
-			continue
+	for name, ports := range d.services {
+		had := m.services[name]
+		for _, p := range had {
+			if find(ports, p.Key) != p { // else it is as it was
+				add(p, nil)
+			}
 		}
-		if had, ok := m.ports[k]; ok {
-			add(&had, nil)
-		}
-		if p != nil {
-			add(p, p.Serving)
+		for _, p := range ports {
+			if find(had, p.Key) != p {
+				add(p, p.Serving)
+			}
 		}
 	}
 	return out
+}
+
+// fronts calls each with everything the port is reached by.
+func (p *Port) fronts(each func(state.Front)) {
+	if p.ClusterIP.IsValid() {
+		each(state.Front{Addr: p.ClusterIP, Proto: p.Key.Proto, Port: p.Port})
+	}
+	for _, a := range p.External {
+		each(state.Front{Addr: a, Proto: p.Key.Proto, Port: p.Port})
+	}
+	if p.NodePort != 0 {
+		each(state.Front{Proto: p.Key.Proto, Port: p.NodePort})
+	}
 }

@@ -58,7 +58,7 @@ func TestSliceMovesBetweenServicesAndLeavesNothing(t *testing.T) {
 	if s.DeleteSlice(Name{"ns", "x"}) != nil {
 		t.Error("an unknown slice changes nothing")
 	}
-	if len(s.slices) != 0 || len(s.serves) != 0 {
-		t.Errorf("left behind: %v %v", s.slices, s.serves)
+	if len(s.slices) != 0 || len(s.serving) != 0 {
+		t.Errorf("left behind: %v %v", s.slices, s.serving)
 	}
 }

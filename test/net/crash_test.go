@@ -300,7 +300,7 @@ func TestListingIsReadable(t *testing.T) {
 	for _, want := range []string{
 		"table ip worknode-proxy", "10.96.0.1 . tcp . 80 : goto c2", "10.96.0.1 . tcp . 80 . 0x00000001 : 10.1.128.",
 		"tcp . 30080 : goto np-ext-all", "numgen random mod 2 map @ep", "10.96.0.2 . tcp . 80 : goto refuse",
-		"ip saddr != 10.1.0.0/16 ip saddr != 10.2.0.0/16", "masquerade fully-random", "10.1.128.1 . 10.1.128.1 . tcp . 8080",
+		"ip saddr 10.1.0.0/16 return", "ip saddr 10.2.0.0/16 return", "masquerade fully-random", "10.1.128.1 . 10.1.128.1 . tcp . 8080",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the listing lacks %q:\n%s", want, out)

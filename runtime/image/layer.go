@@ -16,17 +16,19 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 
-	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"worknode/fault"
+	"worknode/task"
 )
 
 // Bounds on what one layer may ask of the disk; real layers stay far below.
 const (
 	maxInodes  = 4 << 20
+	maxNames   = 64 << 20 // bytes of directories' names, which we keep in memory; 100,000 directories have 10 MiB
 	maxTail    = 64 << 20 // bytes after the tar's end, which some tools pad
 	checkEvery = 16 << 20 // bytes written between two looks at the free space
 	reserve    = 64 << 20 // bytes that are left free, or a fiftieth of a small disk
@@ -84,13 +86,7 @@ func (s *Store) unpackBlob(ctx context.Context, b blob) (*staged, error) {
 		if err != nil {
 			return nil, writeFault(err, "layer %s: %w", b.name, err)
 		}
-		raw, err := b.open(ctx)
-		if err != nil {
-			os.RemoveAll(dir)
-			return nil, err
-		}
-		st, err := s.unpackInto(ctx, dir, b, raw)
-		raw.Close()
+		st, raw, err := s.unpackFrom(ctx, dir, b)
 		if err == nil {
 			return st, nil
 		}
@@ -106,29 +102,46 @@ func (s *Store) unpackBlob(ctx context.Context, b blob) (*staged, error) {
 	}
 }
 
-func (s *Store) unpackInto(ctx context.Context, dir string, b blob, from io.Reader) (*staged, error) {
+// unpackFrom opens the layer's source and unpacks it; the source it returns is closed.
+func (s *Store) unpackFrom(ctx context.Context, dir string, b blob) (*staged, io.Reader, error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	raw, err := b.open(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer raw.Close()
+	st, err := s.unpackInto(ctx, stop, dir, b, raw)
+	return st, raw, err
+}
+
+// unpackInto unpacks a layer that comes from a source; stop ends a read that nobody needs any more.
+func (s *Store) unpackInto(ctx context.Context, stop func(), dir string, b blob, from io.Reader) (*staged, error) {
 	whole := sha256.New()
-	var raw io.Reader = &failing{r: io.TeeReader(from, whole)}
+	raw := &failing{r: io.TeeReader(from, whole)}
 	plain, closer, packed, err := s.expand(ctx, raw)
 	if err != nil {
 		return nil, b.blame(raw, fault.New(fault.Invalid, "layer %s: %w", b.name, err))
 	}
-	defer closer()
-	inner := whole
-	if packed {
-		inner = sha256.New()
-		plain = io.TeeReader(plain, inner)
-	}
-	st, err := unpack(ctx, dir, plain)
+	inner := sha256.New()
+	tasks := task.New(ctx)
+	stream := readAhead(tasks, plain, inner)
+	defer closer() // when nobody reads any more
+	defer tasks.Stop()
+	defer stop()
+	st, err := unpack(ctx, dir, stream)
 	if err != nil {
 		return nil, b.blame(raw, fmt.Errorf("layer %s: %w", b.name, err))
 	}
 	// The digests cover what lies behind the tar's end marker, too.
-	if n, err := io.Copy(io.Discard, io.LimitReader(plain, maxTail)); err != nil || n == maxTail {
+	if n, err := io.Copy(io.Discard, io.LimitReader(stream, maxTail)); err != nil || n == maxTail {
 		return nil, b.blame(raw, fault.New(fault.Invalid, "layer %s: after the last file: %w", b.name, cmp.Or(err, errors.New("too many stray bytes"))))
 	}
-	if _, err := io.Copy(io.Discard, raw); err != nil {
-		return nil, b.blame(raw, fault.New(fault.Invalid, "layer %s: after the last file: %w", b.name, err))
+	tasks.Wait() // from here on raw is ours
+	if packed {
+		if _, err := io.Copy(io.Discard, raw); err != nil {
+			return nil, b.blame(raw, fault.New(fault.Invalid, "layer %s: after the last file: %w", b.name, err))
+		}
 	}
 	if got := digest.NewDigest(digest.SHA256, whole); b.digest != "" && got != b.digest {
 		return nil, damaged(b.name, "content", got, b.digest)
@@ -144,21 +157,21 @@ func (s *Store) unpackInto(ctx context.Context, dir string, b blob, from io.Read
 // broken content.
 type failing struct {
 	r   io.Reader
-	err error
+	err atomic.Pointer[error] // the reader's task sets it
 }
 
 func (f *failing) Read(p []byte) (int, error) {
 	n, err := f.r.Read(p)
 	if err != nil && err != io.EOF {
-		f.err = err
+		f.err.CompareAndSwap(nil, &err)
 	}
 	return n, err
 }
 
 // blame puts the source's own error in place of what its readers made of it.
-func (b blob) blame(raw io.Reader, err error) error {
-	if f, ok := raw.(*failing); ok && f.err != nil {
-		return fmt.Errorf("layer %s: %w", b.name, f.err)
+func (b blob) blame(raw *failing, err error) error {
+	if own := raw.err.Load(); own != nil {
+		return fmt.Errorf("layer %s: %w", b.name, *own)
 	}
 	return err
 }
@@ -173,13 +186,12 @@ func damaged(name, what string, got, want digest.Digest) error {
 //
 // It needs no other layer, so that layers can be unpacked side by side; see staged.inherit for what is left to do.
 func unpack(ctx context.Context, dir string, r io.Reader) (*staged, error) {
-	c := &checks{dir: dir, listed: map[string]bool{".": true}, implied: map[string]bool{}, whited: map[string]bool{}, l: &layer{}}
+	c := &checks{dir: dir, listed: map[string]bool{".": true}, implied: map[string]bool{}, l: &layer{}}
 	c.unchecked = checkEvery // so that the first file is checked
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, err
 	}
-	_, err := archive.Apply(ctx, dir, r,
-		archive.WithFilter(c.entry), archive.WithConvertWhiteout(c.whiteout))
+	err := c.unpack(ctx, tar.NewReader(r))
 	switch {
 	case err == nil:
 		return &staged{dir: dir, l: c.l, listed: c.listed, implied: slices.Sorted(maps.Keys(c.implied))}, nil
@@ -197,6 +209,34 @@ func unpack(ctx context.Context, dir string, r io.Reader) (*staged, error) {
 	return nil, fault.New(fault.Invalid, "at or after file %q: %w", c.last, err)
 }
 
+func (c *checks) unpack(ctx context.Context, from *tar.Reader) error {
+	t, err := openFolder(c.dir)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	for {
+		h, err := from.Next()
+		if err == io.EOF {
+			return t.finish()
+		}
+		if err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if ok, err := c.entry(h); err != nil {
+			return err
+		} else if !ok {
+			continue
+		}
+		if err := t.add(h, from); err != nil {
+			return err
+		}
+	}
+}
+
 // checks judges each entry before it is written and counts what the layer takes.
 type checks struct {
 	dir    string
@@ -204,13 +244,13 @@ type checks struct {
 	listed map[string]bool // directories with an entry of their own
 	// implied are directories that have files in this layer, and no entry so far.
 	implied map[string]bool
-	whited  map[string]bool // paths on disk that hold a whiteout of this layer
+	names   int // bytes of the names in both
 	l       *layer
 	// unchecked is what was written since the free space was looked at.
 	unchecked int64
 }
 
-// entry is archive.Filter.
+// entry judges one entry; false leaves it out.
 func (c *checks) entry(h *tar.Header) (bool, error) {
 	c.last = h.Name
 	if h.Typeflag == tar.TypeXGlobalHeader {
@@ -231,10 +271,15 @@ func (c *checks) entry(h *tar.Header) (bool, error) {
 	}
 	for up := path.Dir(name); !c.listed[up] && !c.implied[up]; up = path.Dir(up) {
 		c.implied[up] = true
+		c.names += len(up)
 	}
-	if h.Typeflag == tar.TypeDir {
+	if h.Typeflag == tar.TypeDir && !c.listed[name] {
 		c.listed[name] = true
+		c.names += len(name)
 		delete(c.implied, name)
+	}
+	if c.names > maxNames {
+		return false, fault.New(fault.Invalid, "the names of the layer's directories have more than %d bytes", maxNames)
 	}
 	if err := c.room(h); err != nil {
 		return false, err
@@ -279,49 +324,4 @@ func freeSpace(dir string) (int64, error) {
 func outside(name string) bool {
 	name = path.Clean(name)
 	return name == ".." || strings.HasPrefix(name, "../")
-}
-
-// whiteout is archive.ConvertWhiteout: it turns the tar's marks into overlayfs' own. Marks speak of the layers below
-// only, so what this layer itself brings under a marked name stays, whichever came first.
-func (c *checks) whiteout(h *tar.Header, at string) (write bool, err error) {
-	dir, base := filepath.Split(at)
-	switch {
-	case base == ".wh..wh..opq":
-		return false, opaque(dir)
-	case strings.HasPrefix(base, ".wh."):
-		target := filepath.Join(dir, strings.TrimPrefix(base, ".wh."))
-		st, err := os.Lstat(target)
-		switch {
-		case err == nil && st.IsDir():
-			return false, opaque(target)
-		case err == nil:
-			return false, nil
-		}
-		if err := unix.Mknod(target, unix.S_IFCHR, 0); err != nil {
-			return false, fmt.Errorf("whiteout: %w", err)
-		}
-		c.whited[target] = true
-		return false, nil
-	case c.whited[at]:
-		delete(c.whited, at)
-		if h.Typeflag != tar.TypeDir {
-			return true, nil
-		}
-		// The directory below is deleted and a new one comes in its place: the old content must not shine through.
-		if err := os.Remove(at); err != nil {
-			return false, err
-		}
-		if err := os.Mkdir(at, 0o700); err != nil {
-			return false, err
-		}
-		return true, opaque(at)
-	}
-	return true, nil
-}
-
-func opaque(dir string) error {
-	if err := unix.Setxattr(dir, overlayTag+"opaque", []byte("y"), 0); err != nil {
-		return fmt.Errorf("mark directory opaque: %w", err)
-	}
-	return nil
 }

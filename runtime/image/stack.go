@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"github.com/containerd/continuity/fs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
@@ -232,7 +231,10 @@ func (s *Store) abandon(st *staged) {
 // Source: OCI image-spec layer.md (a changeset lists what changed; the rest is as below).
 func (st *staged) inherit(base string, below []string) error {
 	for _, name := range st.implied {
-		at, err := fs.RootPath(st.dir, name) // the path may lead over the layer's own links
+		at, err := resolve(st.dir, name) // the path may lead over the layer's own links
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			continue // a later entry removed it
+		}
 		if err != nil {
 			return err
 		}
@@ -245,14 +247,14 @@ func (st *staged) inherit(base string, below []string) error {
 		}
 		for _, layer := range below {
 			root := filepath.Join(base, layer)
-			from, err := fs.RootPath(root, rel)
+			from, err := resolve(root, rel)
+			if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+				continue
+			}
 			if err != nil {
 				return err
 			}
 			info, err := os.Lstat(from)
-			if errors.Is(err, os.ErrNotExist) {
-				continue
-			}
 			if err != nil {
 				return err
 			}
@@ -266,6 +268,22 @@ func (st *staged) inherit(base string, below []string) error {
 		}
 	}
 	return nil
+}
+
+// resolve finds what name leads to when root is the root directory.
+func resolve(root, name string) (string, error) {
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("open %s: %w", root, err)
+	}
+	defer unix.Close(dir)
+	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	fd, err := unix.Openat2(dir, name, how)
+	if err != nil {
+		return "", &os.PathError{Op: "openat2", Path: filepath.Join(root, name), Err: err}
+	}
+	defer unix.Close(fd)
+	return os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
 func copyDirectory(from string, info os.FileInfo, to string) error {

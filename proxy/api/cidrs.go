@@ -31,7 +31,21 @@ const noCIDRs = 10 * time.Minute
 // followCIDRs sends CIDRs whenever they change. An API without ServiceCIDRs (they came with Kubernetes 1.33, and a
 // standalone node has none), or one that does not let us read them, is asked again now and then: traffic to unallocated
 // addresses is then routed as any other.
+// It sends Synced once, when it has told what there is or knows that it will not soon.
 func (c Cluster) followCIDRs(ctx context.Context, in chan<- kube.Delta) {
+	send := func(d kube.Delta) {
+		select {
+		case in <- d:
+		case <-ctx.Done():
+		}
+	}
+	told := false
+	synced := func() {
+		if !told {
+			told = true
+			send(kube.Delta{Op: kube.Synced})
+		}
+	}
 	for ctx.Err() == nil {
 		err := c.Client.List(ctx, kube.ServiceCIDRs, kube.Where{}, kube.ServiceCIDRs.NewList())
 		if err == nil {
@@ -41,6 +55,7 @@ func (c Cluster) followCIDRs(ctx context.Context, in chan<- kube.Delta) {
 		if !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) {
 			wait = 5 * time.Second
 		}
+		synced()
 		slog.Debug("no ServiceCIDRs to follow", "err", err)
 		select {
 		case <-ctx.Done():
@@ -69,9 +84,7 @@ func (c Cluster) followCIDRs(ctx context.Context, in chan<- kube.Delta) {
 		}
 		slices.SortFunc(now.List, netip.Prefix.Compare)
 		now.List = slices.Compact(now.List)
-		select {
-		case in <- kube.Delta{Op: kube.Put, Object: now}:
-		case <-ctx.Done():
-		}
+		send(kube.Delta{Op: kube.Put, Object: now})
+		synced()
 	})
 }

@@ -40,8 +40,8 @@ type Cluster struct {
 	Node   string
 }
 
-// Follow implements Feed: Synced is sent when Services and EndpointSlices both are complete. The Node is not waited
-// for: a standalone node may come up after its proxy, and ClusterIPs need it not.
+// Follow implements Feed: Synced is sent when all kinds are complete. A Node that does not exist is complete too: a
+// standalone node may come up after its proxy, and ClusterIPs need it not.
 func (c Cluster) Follow(ctx context.Context, send func(kube.Delta)) {
 	in := make(chan kube.Delta, 256)
 	tasks := task.New(ctx)
@@ -58,7 +58,7 @@ func (c Cluster) Follow(ctx context.Context, send func(kube.Delta)) {
 	follow("follow services", kube.Services, kube.Where{Label: "!" + labelProxyName})
 	follow("follow endpointslices", kube.EndpointSlices, kube.Where{Label: "!" + corev1.IsHeadlessService})
 	tasks.Go("follow servicecidrs", func(ctx context.Context) { c.followCIDRs(ctx, in) })
-	missing := 2
+	missing := 3
 	if c.Node != "" {
 		follow("follow node", kube.Nodes, kube.Where{Field: "metadata.name=" + c.Node})
 		missing++

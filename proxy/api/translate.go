@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unique"
@@ -39,7 +40,23 @@ func portOf(n int32) (uint16, bool) { return uint16(n), n > 0 && n < 1<<16 }
 
 func addrOf(s string) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(s)
+	if err != nil {
+		a, err = netip.ParseAddr(decimal(s))
+	}
 	return a.Unmap(), err == nil && a.Zone() == ""
+}
+
+// decimal takes leading zeros off the parts of an IPv4 address: objects from before Kubernetes 1.33 may have them, and
+// they never meant octal numbers. Source: Kubernetes, ParseIPSloppy.
+func decimal(s string) string {
+	parts := strings.Split(s, ".")
+	for i, p := range parts {
+		if p = strings.TrimLeft(p, "0"); p == "" {
+			p = "0"
+		}
+		parts[i] = p
+	}
+	return strings.Join(parts, ".")
 }
 
 // usableAddr tells whether an address may be a Service's or an endpoint's. Loopback and link-local ones mean another
@@ -63,11 +80,14 @@ func addrs(list []string, bad *complaints) (out []netip.Addr) {
 // prefixes reads ranges; validation upstream lets blanks pass.
 func prefixes(list []string) (out []netip.Prefix) {
 	for _, s := range list {
-		if p, err := netip.ParsePrefix(strings.TrimSpace(s)); err == nil {
-			out = append(out, netip.PrefixFrom(p.Addr().Unmap(), p.Bits()).Masked())
+		addr, bits, _ := strings.Cut(strings.TrimSpace(s), "/")
+		a, ok := addrOf(addr)
+		n, err := strconv.Atoi(bits)
+		if p := netip.PrefixFrom(a, n).Masked(); ok && err == nil && p.IsValid() {
+			out = append(out, p)
 		}
 	}
-	return slices.DeleteFunc(out, func(p netip.Prefix) bool { return !p.IsValid() })
+	return out
 }
 
 // complaints gathers what an object says that makes no sense; the first few are told.

@@ -29,6 +29,12 @@ func (c *Conn) Request(subsys, typ uint8, fam Family, dump bool, body func(*Requ
 	return fault.New(fault.Temporary, "the tables changed during each of %d dumps", dumpTries)
 }
 
+// Change is Request for a message that makes something: flags say how (unix.NLM_F_CREATE and others).
+func (c *Conn) Change(subsys, typ uint8, fam Family, flags uint16, body func(*Request)) error {
+	_, err := c.exchange(uint16(subsys)<<8|uint16(typ), fam, flags|unix.NLM_F_ACK, body, func([]byte) {})
+	return err
+}
+
 // Request is the body of a message being built; see Conn.Request.
 type Request struct{ encoder }
 
@@ -50,6 +56,10 @@ func (c *Conn) request(typ uint16, fam Family, dump bool, body func(*Request), e
 	if dump {
 		flags = unix.NLM_F_DUMP
 	}
+	return c.exchange(typ, fam, flags, body, each)
+}
+
+func (c *Conn) exchange(typ uint16, fam Family, flags uint16, body func(*Request), each func([]byte)) (again bool, err error) {
 	var r Request
 	at := r.header(typ, flags, 1, fam, 0)
 	if body != nil {

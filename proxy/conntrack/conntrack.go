@@ -2,6 +2,7 @@
 package conntrack
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -21,7 +22,8 @@ func Clean(conn *nft.Conn, fam state.Family, fronts map[netip.AddrPort][]netip.A
 	if fam == state.V6 {
 		family = nft.IPv6
 	}
-	return conntrack.EndUDP(conn, family, func(f conntrack.Flow) bool {
+	to := slices.Collect(maps.Keys(fronts))
+	return conntrack.EndUDPTo(conn, family, to, func(f conntrack.Flow) bool {
 		good, ours := fronts[f.Dst]
 		return ours && !slices.Contains(good, f.Answers)
 	})

@@ -20,6 +20,10 @@ import (
 type Client struct {
 	groups map[schema.GroupVersion]*rest.RESTClient
 	params runtime.ParameterCodec
+	conns  *connections
+
+	cfg *rest.Config
+	id  Identity
 }
 
 // Open reads a kubeconfig file and prepares a client; nothing is dialled yet. agent names the caller in the server's logs.
@@ -32,8 +36,12 @@ func Open(kubeconfig, agent string) (*Client, error) {
 	return For(cfg)
 }
 
-// For returns a client for a configuration that is already loaded. It changes cfg's codec settings.
-func For(cfg *rest.Config) (*Client, error) {
+// For returns a client for a configuration that is already loaded.
+func For(cfg *rest.Config) (*Client, error) { return ForIdentity(cfg, nil) }
+
+// ForIdentity is For with a certificate that may change while the client runs; Reconnect brings a change into force.
+// A nil id leaves the certificate to cfg; one in files is read again when they change.
+func ForIdentity(cfg *rest.Config, id Identity) (*Client, error) {
 	scheme, err := newScheme()
 	if err != nil {
 		return nil, err
@@ -44,11 +52,11 @@ func For(cfg *rest.Config) (*Client, error) {
 	cfg.ContentType = runtime.ContentTypeProtobuf
 	cfg.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	cfg.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	web, err := rest.HTTPClientFor(cfg)
+	web, conns, err := web(cfg, id)
 	if err != nil {
 		return nil, fmt.Errorf("API client for %s: %w", cfg.Host, err)
 	}
-	c := &Client{groups: map[schema.GroupVersion]*rest.RESTClient{}, params: runtime.NewParameterCodec(scheme)}
+	c := &Client{groups: map[schema.GroupVersion]*rest.RESTClient{}, params: runtime.NewParameterCodec(scheme), conns: conns, cfg: cfg, id: id}
 	for _, g := range groups {
 		gv, one := g.version, rest.CopyConfig(cfg)
 		one.GroupVersion = &gv
@@ -62,6 +70,12 @@ func For(cfg *rest.Config) (*Client, error) {
 	}
 	return c, nil
 }
+
+// Reconnect ends all connections; requests in flight fail, watches resume. New ones present the identity of that time.
+func (c *Client) Reconnect() { c.conns.closeAll() }
+
+// Apart returns a client with connections of its own: heartbeats must not wait behind what others send.
+func (c *Client) Apart() (*Client, error) { return ForIdentity(c.cfg, c.id) }
 
 // REST is the client of a resource's group, for calls that the methods below do not cover.
 func (c *Client) REST(r Resource) rest.Interface { return c.groups[r.Group] }

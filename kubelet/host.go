@@ -2,7 +2,9 @@ package kubelet
 
 import (
 	"cmp"
+	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -21,12 +23,14 @@ import (
 	"worknode/fault"
 	"worknode/kube"
 	"worknode/kubelet/api/access"
+	"worknode/kubelet/certificate"
 	"worknode/kubelet/cgroups"
 	"worknode/kubelet/config"
 	"worknode/kubelet/event"
 	"worknode/kubelet/logs"
 	"worknode/kubelet/node"
 	"worknode/kubelet/translate"
+	"worknode/task"
 	"worknode/version"
 )
 
@@ -208,4 +212,31 @@ func accessConfig(o Options, client *kube.Client) access.Config {
 		Client: client, Node: o.NodeName, Anonymous: *who.Anonymous.Enabled, Tokens: *who.Webhook.Enabled, AlwaysAllow: may.Mode == "AlwaysAllow",
 		TokenTTL: who.Webhook.CacheTTL.Duration, AllowTTL: may.Webhook.CacheAuthorizedTTL.Duration, DenyTTL: may.Webhook.CacheUnauthorizedTTL.Duration,
 	}
+}
+
+// servingCertificate is what the server shows when no file is named: signed by the cluster if so configured, and until then,
+// or else, by nobody. nil: the files of the configuration.
+func servingCertificate(tasks *task.Group, o Options, client *kube.Client) (func() *tls.Certificate, error) {
+	if o.Config.TLSCertFile != "" {
+		return nil, nil
+	}
+	stand, err := certificate.SelfSigned(o.CertDir, o.NodeName, o.NodeIPs)
+	if err != nil {
+		return nil, err
+	}
+	if !o.Config.ServerTLSBootstrap {
+		slog.Warn("the kubelet's server shows a self-signed certificate", "remedy", "set serverTLSBootstrap, or tlsCertFile and tlsPrivateKeyFile")
+		return func() *tls.Certificate { return stand }, nil
+	}
+	keeper := certificate.Serving(o.CertDir, o.NodeName, client, func() []v1.NodeAddress { return node.Addresses(o.NodeName, o.NodeIPs) })
+	if keeper.Current() == nil {
+		slog.Info("the kubelet's server shows a self-signed certificate until the cluster has signed one", "approve with", "kubectl certificate approve")
+	}
+	tasks.Go("serving certificate", keeper.Run)
+	return func() *tls.Certificate {
+		if have := keeper.Current(); have != nil && have.Leaf != nil && time.Now().Before(have.Leaf.NotAfter) {
+			return have
+		}
+		return stand
+	}, nil
 }

@@ -50,7 +50,7 @@ func newRig(t *testing.T) *rig {
 	g.api, kubeconfig = startFakeAPI(t)
 	var socket string
 	g.cri, socket = startFakeCRI(t)
-	cert, key := certificate(t, dir)
+	cert, key := selfSigned(t, dir)
 	group := fmt.Sprintf("/wn-test-kubelet-%d", os.Getpid())
 	settings, err := config.Load(config.Sources{Flags: map[string]any{
 		"containerRuntimeEndpoint": socket, "podLogsDir": filepath.Join(dir, "logs"), "cgroupRoot": group, "address": "127.0.0.1", "healthzPort": 0,
@@ -78,7 +78,7 @@ func newRig(t *testing.T) *rig {
 	return g
 }
 
-func certificate(t *testing.T, dir string) (cert, key string) {
+func selfSigned(t *testing.T, dir string) (cert, key string) {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

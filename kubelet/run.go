@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -17,10 +18,10 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"worknode/fault"
-	"worknode/kube"
 	"worknode/kubelet/act"
 	"worknode/kubelet/api"
 	"worknode/kubelet/api/access"
+	"worknode/kubelet/certificate"
 	"worknode/kubelet/cgroups"
 	"worknode/kubelet/config"
 	"worknode/kubelet/event"
@@ -41,6 +42,8 @@ type Options struct {
 	// Config is what config.Load returned; nil: the defaults of a node without a configuration. Port zero is a free one.
 	Config     *config.Configuration
 	Kubeconfig string
+	Bootstrap  string // kubeconfig of a credential that may only ask for a certificate; may be empty, or its file gone
+	CertDir    string // of certificates that the kubelet gets for itself; default RootDir/pki
 	NodeName   string
 	NodeIPs    []string          // of this node, at most one per family, the preferred first; empty: found
 	Labels     map[string]string // of the node object, beside those that every node has
@@ -62,6 +65,7 @@ func (o *Options) defaults() error {
 		}
 	}
 	o.RootDir, o.LinkDir = cmp.Or(o.RootDir, "/var/lib/kubelet"), cmp.Or(o.LinkDir, "/var/log/containers")
+	o.CertDir = cmp.Or(o.CertDir, filepath.Join(o.RootDir, "pki"))
 	if o.LinkDir == "-" {
 		o.LinkDir = ""
 	}
@@ -86,10 +90,6 @@ func Run(ctx context.Context, o Options) error {
 	if err := os.MkdirAll(o.RootDir, 0o750); err != nil {
 		return fault.Hint(fmt.Errorf("kubelet root: %w", err), "choose another directory with --root")
 	}
-	client, err := kube.Open(o.Kubeconfig, "worknode-kubelet/"+version.Build)
-	if err != nil {
-		return err
-	}
 	conn, err := act.Dial(o.Config.ContainerRuntimeEndpoint)
 	if err != nil {
 		return err
@@ -99,6 +99,32 @@ func Run(ctx context.Context, o Options) error {
 	defer cancel()
 	tasks := task.New(ctx)
 	defer tasks.Stop()
+
+	// From here on the process is alive, which is all that this check says: kubeadm looks before there is a certificate.
+	if err := api.Healthz(tasks, healthz(o.Config), func() error { return nil }); err != nil {
+		return err
+	}
+	client, keeper, err := certificate.Join(ctx, certificate.Node{Name: o.NodeName, Kubeconfig: o.Kubeconfig, Bootstrap: o.Bootstrap,
+		Dir: o.CertDir, Rotate: o.Config.RotateCertificates, Agent: "worknode-kubelet/" + version.Build})
+	if err != nil {
+		return err
+	}
+	if keeper != nil {
+		tasks.Go("client certificate", keeper.Run)
+	}
+	beats, err := client.Apart() // for the lease and the node's status
+	if err != nil {
+		return err
+	}
+	if len(o.NodeIPs) == 0 {
+		if o.NodeIPs, err = addresses(); err != nil {
+			return err
+		}
+	}
+	serving, err := servingCertificate(tasks, o, client)
+	if err != nil {
+		return err
+	}
 
 	runtime, images := cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)
 	events := event.New(client, "kubelet", o.NodeName)
@@ -112,7 +138,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 
 	server := api.New(api.Config{
-		Addr: net.JoinHostPort(o.Config.Address, strconv.Itoa(int(o.Config.Port))), HealthzAddr: healthz(o.Config),
+		Addr: net.JoinHostPort(o.Config.Address, strconv.Itoa(int(o.Config.Port))), Certificate: serving,
 		CertFile: o.Config.TLSCertFile, KeyFile: o.Config.TLSPrivateKeyFile, ClientCAFile: o.Config.Authentication.X509.ClientCAFile,
 		TLS: config.TLS(o.Config), Configz: func() ([]byte, error) { return config.JSON(o.Config) },
 		NodeName: o.NodeName, RootDir: o.RootDir, Pods: r, Runtime: runtime, Metrics: r.metrics, Profiling: *o.Config.EnableProfilingHandler,
@@ -129,15 +155,10 @@ func Run(ctx context.Context, o Options) error {
 	}
 	r.runtime = about.RuntimeName
 
-	if len(o.NodeIPs) == 0 {
-		if o.NodeIPs, err = addresses(); err != nil {
-			return err
-		}
-	}
 	all := &sources{room: r, next: map[types.NamespacedName]*v1.Pod{}}
 	all.mirror = mirror.New(client, o.NodeName, func(static, mirror types.UID) { r.writer.Shown(static, mirror) })
 	r.left = all.left
-	self := openNode(o, client, runtime, images, events, server.Bound(), all.mirror.Registered)
+	self := openNode(o, beats, runtime, images, events, server.Bound(), all.mirror.Registered)
 	r.ips = func() []string { return o.NodeIPs }
 	r.space = func() plan.Load { return space(self.Allocatable()) }
 	groups, err := cgroups.Open(o.podsGroup(), groupFacts(o.Config, self.Enforced()))

@@ -54,6 +54,8 @@ func kubeletCommand() *cobra.Command {
 	f.StringVar(&from.File, "config", "", "KubeletConfiguration file")
 	f.StringVar(&from.Folder, "config-dir", "", "folder of drop-in configuration files, *.conf")
 	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "how to reach the API server")
+	f.StringVar(&o.Bootstrap, "bootstrap-kubeconfig", "", "how to reach the API server to ask for the first certificate, when --kubeconfig is not there or has ended")
+	f.StringVar(&o.CertDir, "cert-dir", "", "certificates that the kubelet gets for itself (default: pki below --root-dir)")
 	f.StringVar(&o.NodeName, "hostname-override", hostname(), "name of the node")
 	f.StringVar(&nodeIPs, "node-ip", "", "address of the node, or one per family with a comma")
 	f.StringToStringVar(&labels, "node-labels", nil, "labels of the node object, a=b,c=d")

@@ -70,7 +70,8 @@ func verbOf(method string) string {
 // with those last read, which costs three stats and needs no restart after a rotation.
 type tlsFiles struct {
 	cert, key, ca string
-	base          *tls.Config // may be nil
+	base          *tls.Config             // may be nil
+	shown         func() *tls.Certificate // instead of cert and key; may be nil
 
 	mu   sync.Mutex
 	have [3]stamp
@@ -132,10 +133,6 @@ func (f *tlsFiles) stamps() (out [3]stamp, err error) {
 }
 
 func (f *tlsFiles) read() (*tls.Config, error) {
-	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
-	if err != nil {
-		return nil, fmt.Errorf("serving certificate %s with key %s: %w", f.cert, f.key, err)
-	}
 	pool := x509.NewCertPool()
 	if f.ca != "" {
 		pem, err := os.ReadFile(f.ca)
@@ -150,7 +147,15 @@ func (f *tlsFiles) read() (*tls.Config, error) {
 	if f.base != nil {
 		conf = f.base.Clone()
 	}
-	conf.Certificates = []tls.Certificate{pair}
+	if f.shown != nil {
+		conf.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return f.shown(), nil }
+	} else {
+		pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+		if err != nil {
+			return nil, fmt.Errorf("serving certificate %s with key %s: %w", f.cert, f.key, err)
+		}
+		conf.Certificates = []tls.Certificate{pair}
+	}
 	conf.ClientCAs, conf.ClientAuth = pool, tls.VerifyClientCertIfGiven // without a certificate there is still /healthz
 	// HTTP/1.1 alone: exec and its kin switch protocols on the connection, which HTTP/2 cannot.
 	conf.NextProtos = []string{"http/1.1"}

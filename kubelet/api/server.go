@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -39,11 +40,11 @@ type Pods interface {
 
 // Config says where the server listens and what it shows.
 type Config struct {
-	Addr              string      // host:port; port 0 takes a free one, see Server.Addr
-	CertFile, KeyFile string      // serving certificate; read anew when the files change
-	ClientCAFile      string      // who may call: bearers of client certificates of these authorities; likewise
-	TLS               *tls.Config // versions, suites and curves, by the configuration; nil: Go's choice from TLS 1.2
-	HealthzAddr       string      // a plain HTTP listener for /healthz alone; empty: none
+	Addr              string                  // host:port; port 0 takes a free one, see Server.Addr
+	CertFile, KeyFile string                  // serving certificate; read anew when the files change
+	Certificate       func() *tls.Certificate // instead of files: asked at every handshake
+	ClientCAFile      string                  // who may call: bearers of client certificates of these authorities; likewise
+	TLS               *tls.Config             // versions, suites and curves, by the configuration; nil: Go's choice from TLS 1.2
 
 	NodeName string
 	RootDir  string // the file system whose room /stats/summary shows as the node's
@@ -71,14 +72,13 @@ const inFlight = 500
 // Server serves one node. Make it with New.
 type Server struct {
 	Config
-	tls     *tlsFiles
-	lis     net.Listener
-	healthz net.Listener
-	tasks   *task.Group
-	logs    *crilog.Watcher
-	exits   *exits
-	busy    atomic.Int64
-	count   counters
+	tls   *tlsFiles
+	lis   net.Listener
+	tasks *task.Group
+	logs  *crilog.Watcher
+	exits *exits
+	busy  atomic.Int64
+	count counters
 }
 
 // New returns a server that does not listen yet.
@@ -86,7 +86,7 @@ func New(c Config) *Server {
 	if c.Access == nil {
 		c.Access = access.New(access.Config{Node: c.NodeName, AlwaysAllow: true})
 	}
-	return &Server{Config: c, tls: &tlsFiles{cert: c.CertFile, key: c.KeyFile, ca: c.ClientCAFile, base: c.TLS}}
+	return &Server{Config: c, tls: &tlsFiles{cert: c.CertFile, key: c.KeyFile, ca: c.ClientCAFile, base: c.TLS, shown: c.Certificate}}
 }
 
 // Listen opens the sockets, so that a port in use is told before anything else starts. Run calls it if needed.
@@ -95,16 +95,8 @@ func (s *Server) Listen() error {
 		return fmt.Errorf("kubelet server: %w", err)
 	}
 	var err error
-	if s.lis, err = listen(s.Addr); err != nil {
-		return err
-	}
-	if s.HealthzAddr != "" {
-		if s.healthz, err = listen(s.HealthzAddr); err != nil {
-			_ = s.lis.Close()
-			return err
-		}
-	}
-	return nil
+	s.lis, err = listen(s.Addr)
+	return err
 }
 
 func listen(addr string) (net.Listener, error) {
@@ -138,26 +130,16 @@ func (s *Server) Run(ctx context.Context) error {
 	s.logs = crilog.NewWatcher(s.tasks)
 	s.exits = newExits(s.Runtime, s.tasks)
 
-	servers := []*http.Server{s.serverFor(s.limit(s.routes()))}
-	listeners := []net.Listener{s.tls.listener(s.lis)}
-	if s.healthz != nil {
-		mux := http.NewServeMux()
-		mux.HandleFunc("GET /healthz", s.getHealthz)
-		servers, listeners = append(servers, s.serverFor(mux)), append(listeners, s.healthz)
-	}
-	ended := make(chan error, len(servers))
-	for i, srv := range servers {
-		s.tasks.Go("serve "+listeners[i].Addr().String(), func(context.Context) { ended <- srv.Serve(listeners[i]) })
-	}
+	srv, lis := s.serverFor(s.limit(s.routes())), s.tls.listener(s.lis)
+	ended := make(chan error, 1)
+	s.tasks.Go("serve "+lis.Addr().String(), func(context.Context) { ended <- srv.Serve(lis) })
 	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-ended:
 		err = fmt.Errorf("kubelet server: %w", err)
 	}
-	for _, srv := range servers {
-		_ = srv.Close() // only closes listeners and connections; there is nothing to save
-	}
+	_ = srv.Close() // only closes listeners and connections; there is nothing to save
 	return err
 }
 
@@ -260,6 +242,28 @@ func (s *Server) limit(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// Healthz serves /healthz alone, in the clear, on addr (host:port; empty: nowhere) until the tasks stop.
+func Healthz(tasks *task.Group, addr string, healthy func() error) error {
+	if addr == "" {
+		return nil
+	}
+	lis, err := listen(addr)
+	if err != nil {
+		return err
+	}
+	check := &Server{Config: Config{Healthy: healthy}, tasks: tasks}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", check.getHealthz)
+	srv := check.serverFor(mux)
+	tasks.Go("healthz "+lis.Addr().String(), func(ctx context.Context) {
+		defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
+		if err := srv.Serve(lis); ctx.Err() == nil {
+			slog.Error("the health check is gone", "err", err)
+		}
+	})
+	return nil
 }
 
 func (s *Server) getHealthz(w http.ResponseWriter, r *http.Request) {

@@ -11,7 +11,7 @@ import (
 var heeded = strings.Fields(`
 	staticPodPath staticPodURL staticPodURLHeader fileCheckFrequency httpCheckFrequency
 	enableServer podLogsDir address port healthzPort healthzBindAddress tlsCertFile tlsPrivateKeyFile tlsCipherSuites tlsCurvePreferences tlsMinVersion
-	authentication authorization enableProfilingHandler enableDebuggingHandlers enableSystemLogHandler
+	rotateCertificates serverTLSBootstrap authentication authorization enableProfilingHandler enableDebuggingHandlers enableSystemLogHandler
 	clusterDomain clusterDNS resolvConf podCIDR maxPods podsPerCore podPidsLimit seccompDefault cpuCFSQuota cpuCFSQuotaPeriod
 	cgroupRoot containerRuntimeEndpoint failCgroupV1 failSwapOn enforceNodeAllocatable systemReserved kubeReserved reservedSystemCPUs
 	containerLogMaxSize containerLogMaxFiles containerLogMonitorInterval

@@ -40,10 +40,7 @@ func statusOf(c Config, f Facts, rt Runtime, p pressure, images []v1.ContainerIm
 	if f.Swap > 0 { // the API refuses a capacity of nothing
 		out.NodeInfo.Swap = &v1.NodeSwapStatus{Capacity: &f.Swap}
 	}
-	for _, ip := range c.IPs {
-		out.Addresses = append(out.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: ip})
-	}
-	out.Addresses = append(out.Addresses, v1.NodeAddress{Type: v1.NodeHostName, Address: c.Hostname})
+	out.Addresses = Addresses(c.Hostname, c.IPs)
 	out.Conditions = []v1.NodeCondition{
 		condition(v1.NodeMemoryPressure, p.memory, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
 		condition(v1.NodeDiskPressure, p.disk, "KubeletHasDiskPressure", "kubelet has disk pressure", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
@@ -58,6 +55,14 @@ func statusOf(c Config, f Facts, rt Runtime, p pressure, images []v1.ContainerIm
 		}
 	}
 	return out
+}
+
+// Addresses are those that a node tells of itself.
+func Addresses(hostname string, ips []string) (out []v1.NodeAddress) {
+	for _, ip := range ips {
+		out = append(out, v1.NodeAddress{Type: v1.NodeInternalIP, Address: ip})
+	}
+	return append(out, v1.NodeAddress{Type: v1.NodeHostName, Address: hostname})
 }
 
 func condition(kind v1.NodeConditionType, on bool, yes, yesText, no, noText string) v1.NodeCondition {

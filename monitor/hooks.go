@@ -17,7 +17,7 @@ func (l *launch) hooksCreate() error {
 	if h == nil {
 		return fault.New(fault.Invalid, "init of %s asks for hooks, there are none", l.req.ID)
 	}
-	if err := l.hooks("prestart", h.Prestart, "creating"); err != nil {
+	if err := l.hooks("prestart", h.Prestart, hook.Prestart); err != nil {
 		return err
 	}
 	return l.hooks("createRuntime", h.CreateRuntime, "creating")

@@ -224,11 +224,12 @@ func (c *Child) hooks(h *wire.Hooks) error {
 		return fault.New(fault.Invalid, "init asks for hooks, there are none")
 	}
 	state := h.State
-	state.Status, state.Pid = "creating", c.Pid
+	state.Status, state.Pid = hook.Prestart, c.Pid
 	run := hook.Runner{Dir: state.Bundle}
 	if err := run.Run("prestart", h.Prestart, state); err != nil {
 		return err
 	}
+	state.Status = "creating"
 	return run.Run("createRuntime", h.CreateRuntime, state)
 }
 

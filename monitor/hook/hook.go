@@ -20,6 +20,10 @@ import (
 // keepOutput is how much of a failed hook's output goes into the error; the rest is read and dropped.
 const keepOutput = 2 << 10
 
+// Prestart is the status that prestart hooks are told. They come from a time without the state creating, and the OCI
+// validation suite holds to it. Source: OCI runtime.md, "Lifecycle": step 3, and "created" begins after step 2.
+const Prestart = "created"
+
 // killWait is how long a killed hook may take to end; longer means it hangs in the kernel.
 const killWait = 5 * time.Second
 

@@ -125,7 +125,7 @@ func (s *setup) ownMounts() bool { return s.inner || slices.Contains(s.New, "mnt
 
 func (s *setup) steps() []step {
 	own := []step{{"terminal", s.terminal}, {"keyring", s.keyring}, {"rlimit", s.rlimits},
-		{"cwd", s.workDir}, {"user", s.identity}, {wire.StageExec, s.findEarly}, {"wait", s.wait},
+		{"cwd", s.workDir}, {"user", s.identity}, {"wait", s.wait},
 		{"hook", s.hooksStart}, {wire.StageExec, s.findProgram}}
 	if s.inner {
 		return append(append([]step{{"label", s.openLabels}}, s.innerSteps()...), own...)

@@ -84,9 +84,11 @@ func (s *setup) enterRoot() error {
 	if !s.ownMounts() {
 		enter = mount.ChangeRoot
 	}
-	err := enter(s.root.Fd())
-	s.root.Close()
-	return err
+	defer s.root.Close()
+	if err := enter(s.root.Fd()); err != nil {
+		return err
+	}
+	return s.share()
 }
 
 func sourceName(m wire.Mount) string {
@@ -385,6 +387,14 @@ func (s *setup) sealRoot(root *mount.Root) error {
 			return fmt.Errorf("make the root read-only: %w", err)
 		}
 	}
+	return nil
+}
+
+// share gives the root its propagation, once it is the root: the kernel does not pivot to a shared one.
+func (s *setup) share() error {
+	if !s.ownMounts() {
+		return nil
+	}
 	p := s.Root.Propagation
 	kinds := map[string]uintptr{"": 0, "private": 0, "slave": 0, "shared": unix.MS_SHARED, "unbindable": unix.MS_UNBINDABLE}
 	kind, ok := kinds[strings.TrimPrefix(p, "r")]
@@ -392,5 +402,5 @@ func (s *setup) sealRoot(root *mount.Root) error {
 		return fault.New(fault.Invalid, "root propagation %q is none of private, rslave, rshared", p)
 	}
 	// Not recursive: the mounts below have their own propagation, set one by one.
-	return mount.Change(root.Fd(), 0, kind, false)
+	return mount.Change(s.root.Fd(), 0, kind, false)
 }

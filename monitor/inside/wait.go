@@ -34,14 +34,6 @@ func (s *setup) wait() error {
 	}
 }
 
-// findEarly tells who creates a container that its program is missing, unless hooks may yet put it there.
-func (s *setup) findEarly() error {
-	if !s.req.Wait || len(s.Args) == 0 || s.req.Hooks != nil && len(s.req.Hooks.StartContainer) > 0 {
-		return nil
-	}
-	return s.findProgram()
-}
-
 // keep moves the descriptors meant for the workload to where it expects them, and our own socket out of the way.
 func (s *setup) keep() {
 	if s.req.Keep == 0 {

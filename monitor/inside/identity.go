@@ -94,6 +94,13 @@ func mkdirAll(dir string) error {
 // identity narrows the bounding set and changes users, all on this thread: the wrappers of package syscall would signal
 // every thread of the runtime, and execve keeps the credentials of the calling one.
 func (s *setup) identity() error {
+	have, err := permitted()
+	if err != nil {
+		return err
+	}
+	if c := s.Caps; (c.Bounding|c.Effective|c.Permitted)&^have != 0 { // Source: OCI config.md, "capabilities"
+		s.warn("capabilities %#x are not given: this machine does not give them to us", (c.Bounding|c.Effective|c.Permitted)&^have)
+	}
 	for c := range 64 {
 		if s.Caps.Bounding>>c&1 == 0 {
 			if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); err == unix.EINVAL {
@@ -140,14 +147,23 @@ func raiseEffective() error {
 	return nil
 }
 
-func (s *setup) capabilities() error {
+// permitted are the capabilities that this process has.
+func permitted() (uint64, error) {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var now [2]unix.CapUserData
 	if err := unix.Capget(&head, &now[0]); err != nil {
-		return fmt.Errorf("read capabilities: %w", err)
+		return 0, fmt.Errorf("read capabilities: %w", err)
 	}
+	return uint64(now[0].Permitted) | uint64(now[1].Permitted)<<32, nil
+}
+
+func (s *setup) capabilities() error {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	// What the monitor itself was not given cannot be passed on; asking for it would fail as a whole.
-	have := uint64(now[0].Permitted) | uint64(now[1].Permitted)<<32
+	have, err := permitted()
+	if err != nil {
+		return err
+	}
 	c := s.Caps
 	eff, per, inh := c.Effective&have, c.Permitted&have, c.Inheritable&have
 	data := [2]unix.CapUserData{

@@ -65,7 +65,7 @@ func TestCDIDevice(t *testing.T) {
 	if got := n.sh(id, look); got != want {
 		t.Errorf("after a restart got\n%s\nwant\n%s", got, want)
 	}
-	for stage, text := range map[string]string{"prestart": "creating", "createRuntime": "creating", "poststart": "running"} {
+	for stage, text := range map[string]string{"prestart": "created", "createRuntime": "creating", "poststart": "running"} {
 		got, err := os.ReadFile(filepath.Join(notes, stage))
 		if err != nil || !strings.Contains(string(got), `"id":"`+id+`","status":"`+text+`"`) {
 			t.Errorf("%s: %s %v", stage, got, err)

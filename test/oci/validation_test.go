@@ -6,6 +6,7 @@ package oci
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -23,6 +24,15 @@ const module = "github.com/opencontainers/runtime-tools"
 
 // limit bounds one program; they wait in steps of a second.
 const limit = 90 * time.Second
+
+// TestMain lets many programs run at once: they mostly wait.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "12"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
 
 func TestValidation(t *testing.T) {
 	lab := newLab(t)

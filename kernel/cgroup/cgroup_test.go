@@ -93,6 +93,22 @@ func TestLimitsAreInTheKernel(t *testing.T) {
 	}
 }
 
+// Upstream's kubelet forbids every size of huge pages to every container, whether or not the kernel counts them.
+func TestForbiddenHugePagesNeedNoController(t *testing.T) {
+	tree, group := open(t)
+	none := Resources{Hugepages: map[string]uint64{"2MB": 0}}
+	if err := tree.Make(group+"/none", none); err != nil {
+		t.Errorf("no huge pages: %v", err)
+	}
+	if len(tree.Lacks("hugetlb")) == 0 {
+		return
+	}
+	some := Resources{Hugepages: map[string]uint64{"2MB": 2 << 20}}
+	if err := tree.Make(group+"/some", some); err == nil {
+		t.Error("huge pages were granted that nobody counts")
+	}
+}
+
 func TestProcessesAreCountedKilledAndRemoved(t *testing.T) {
 	tree, group := open(t)
 	if err := tree.Make(group+"/a/b", Resources{}); err != nil {

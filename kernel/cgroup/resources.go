@@ -72,7 +72,7 @@ func (t *Tree) apply2(dir string, r Resources) error {
 	if r.Pids != nil {
 		steps = append(steps, func() error { return set("pids.max", pids(*r.Pids)) })
 	}
-	for size, n := range r.Hugepages {
+	for size, n := range t.hugepages(r) {
 		steps = append(steps, func() error { return set("hugetlb."+size+".max", strconv.FormatUint(n, 10)) })
 	}
 	for _, key := range sortedKeys(r.Unified) {
@@ -108,6 +108,21 @@ func (t *Tree) cpuMax(dir string, r Resources) string {
 		return quota
 	}
 	return quota + " " + strconv.FormatUint(r.CPUPeriod, 10)
+}
+
+// hugepages are the limits to set. A kubelet forbids every page size to a container that asks for none; where the kernel
+// does not count huge pages there is nothing to forbid them with, and pods must start all the same, as they do under
+// containerd by default. A limit that grants some is still an error there.
+func (t *Tree) hugepages(r Resources) map[string]uint64 {
+	for _, n := range r.Hugepages {
+		if n > 0 {
+			return r.Hugepages
+		}
+	}
+	if len(t.Lacks("hugetlb")) > 0 {
+		return nil
+	}
+	return r.Hugepages
 }
 
 // setSwap2 writes swap alone, as v2 counts it, where OCI and v1 count memory and swap together.
@@ -151,7 +166,7 @@ func (t *Tree) apply1(group string, r Resources) error {
 	if r.Pids != nil {
 		steps = append(steps, step{"pids", "pids.max", pids(*r.Pids)})
 	}
-	for size, n := range r.Hugepages {
+	for size, n := range t.hugepages(r) {
 		steps = append(steps, step{"hugetlb", "hugetlb." + size + ".limit_in_bytes", strconv.FormatUint(n, 10)})
 	}
 	for _, d := range r.Devices {

@@ -173,7 +173,7 @@ func (t *Tree) Make(group string, r Resources) error {
 	if r.CpusetCpus != "" || r.CpusetMems != "" {
 		more = append(more, "cpuset")
 	}
-	if len(r.Hugepages) > 0 {
+	if len(t.hugepages(r)) > 0 {
 		more = append(more, "hugetlb")
 	}
 	for _, d := range t.dirs(group, more...) {

@@ -75,6 +75,8 @@ func unreachable(err error) bool {
 // session is what all commands share: the flags, the streams and the way to the node.
 type session struct {
 	root      string
+	socket    string // of the runtime's debug window; empty: where root says
+	cri       string // of CRI; empty: where root says
 	namespace string
 	output    string
 	out       io.Writer

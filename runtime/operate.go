@@ -45,6 +45,7 @@ func (l *loop) operate() {
 	root.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	root.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	root.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	l.control(root)
 	l.window("debug", "unix", l.opt.Debug, root)
 }
 

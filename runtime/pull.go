@@ -29,15 +29,17 @@ type pullKey struct {
 }
 
 type pull struct {
-	waiters int
-	cancel  context.CancelFunc
-	done    chan struct{} // closed when the fields below are set
-	image   image.Image
-	err     error
+	waiters  int
+	progress image.Progress
+	cancel   context.CancelFunc
+	done     chan struct{} // closed when the fields below are set
+	image    image.Image
+	err      error
 }
 
-// join runs fn once for all who wait for the same key. When the last of them gives up, its context ends.
-func (p *pulls) join(ctx context.Context, key pullKey, start func(fn func(context.Context)), fn func(context.Context) (image.Image, error)) (image.Image, error) {
+// join runs fn once for all who wait for the same key. When the last of them gives up, its context ends. seen, which may
+// be nil, hears where to see how far it is.
+func (p *pulls) join(ctx context.Context, key pullKey, seen func(*image.Progress), start func(fn func(context.Context)), fn func(context.Context) (image.Image, error)) (image.Image, error) {
 	p.mu.Lock()
 	one := p.running[key]
 	if one == nil {
@@ -53,11 +55,14 @@ func (p *pulls) join(ctx context.Context, key pullKey, start func(fn func(contex
 			defer stop()
 			defer close(one.done)
 			defer p.forget(key, one)
-			one.image, one.err = fn(ours)
+			one.image, one.err = fn(image.Watched(ours, &one.progress))
 		})
 	}
 	one.waiters++
 	p.mu.Unlock()
+	if seen != nil {
+		seen(&one.progress)
+	}
 	select {
 	case <-one.done:
 		return one.image, one.err
@@ -86,6 +91,10 @@ func (p *pulls) forget(key pullKey, one *pull) {
 // PullImage brings in an image: from a tar of the images folder if one has it, else from its registry, with auth (which
 // may be nil) for hosts that ask for a log-in. It ends with ctx, unless others wait for the same image.
 func (l *loop) PullImage(ctx context.Context, ref string, auth *cri.AuthConfig) (image.Image, error) {
+	return l.pullImage(ctx, ref, auth, nil)
+}
+
+func (l *loop) pullImage(ctx context.Context, ref string, auth *cri.AuthConfig, seen func(*image.Progress)) (image.Image, error) {
 	im, err := l.images.FromTar(ctx, ref, false)
 	if !fault.Is(err, fault.NotFound) {
 		return im, err
@@ -99,7 +108,7 @@ func (l *loop) PullImage(ctx context.Context, ref string, auth *cri.AuthConfig) 
 		return image.Image{}, fmt.Errorf("pull image %s: %w", ref, err)
 	}
 	start := func(fn func(context.Context)) { l.tasks.Go("pull "+name.String(), fn) }
-	im, err = l.pulls.join(ctx, pullKey{name.String(), login}, start, func(ctx context.Context) (image.Image, error) {
+	im, err = l.pulls.join(ctx, pullKey{name.String(), login}, seen, start, func(ctx context.Context) (image.Image, error) {
 		begin := time.Now()
 		im, err := l.fetch(ctx, name, login)
 		l.counts.Pulls.Add("", outcome(err), time.Since(begin))

@@ -210,7 +210,7 @@ func (s *Store) FromTar(ctx context.Context, ref string, wait bool) (Image, erro
 		for _, d := range s.importing() {
 			young = d.pass(ctx, quiet) || young
 		}
-		if im, ok := s.Get(full); ok && s.tarOf(full, im.ID) != "" {
+		if im, ok := s.Get(full); ok && s.tarOf(full, im.ID) != "" && s.sound(im) {
 			return im, nil
 		}
 		if !young || !wait {
@@ -231,6 +231,13 @@ func (s *Store) FromTar(ctx context.Context, ref string, wait bool) (Image, erro
 		}
 	}
 	return Image{}, fault.New(fault.NotFound, "image %s: no tar file on this node has it", ref)
+}
+
+// sound says that no layer of an image is known to be damaged.
+func (s *Store) sound(im Image) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.whole(im.Layers)
 }
 
 // tarOf finds the tar that brought a name or digest, and if id is not empty, brought it for that image.

@@ -57,6 +57,7 @@ func (s *Store) Fetch(ctx context.Context, ref string, src Source) (Image, error
 	if err != nil {
 		return Image{}, err
 	}
+	expect(ctx, w.layers)
 	if err := s.fits(w); err != nil {
 		return Image{}, err
 	}
@@ -99,6 +100,9 @@ func (s *Store) unchanged(ctx context.Context, repo, rest string, src Source) (I
 	var im Image
 	if r != nil {
 		im = s.show(r)
+	}
+	if r != nil && !s.whole(r.Layers) {
+		r = nil // what is damaged is fetched anew
 	}
 	s.mu.Unlock()
 	if moved {

@@ -29,6 +29,7 @@ type folder struct {
 	open           map[string]int // parents that are in use, by name
 	later          []directory    // what directories get when all is in them
 	buf            []byte
+	sums           *sums
 	ownUid, ownGid int // whose new files are
 }
 
@@ -172,7 +173,7 @@ func (t *folder) add(h *tar.Header, content io.Reader) error {
 	case tar.TypeReg, tar.TypeGNUSparse:
 		return t.file(up, base, h, content)
 	case tar.TypeDir:
-		if err := t.directory(up, base); err != nil {
+		if err := t.directory(up, name); err != nil {
 			return err
 		}
 		t.finishLater(name, h)
@@ -180,7 +181,7 @@ func (t *folder) add(h *tar.Header, content io.Reader) error {
 	}
 	err = t.special(up, base, h)
 	if errors.Is(err, unix.EEXIST) {
-		if err = t.clear(up, base); err == nil {
+		if err = t.clear(up, name); err == nil {
 			if up, err = t.parent(path.Dir(name), 0); err == nil {
 				err = t.special(up, base, h)
 			}
@@ -207,7 +208,7 @@ func (t *folder) file(up int, base string, h *tar.Header, content io.Reader) err
 	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	fd, err := unix.Openat(up, base, flags, 0o600)
 	if errors.Is(err, unix.EEXIST) {
-		if err = t.clear(up, base); err == nil {
+		if err = t.clear(up, inside(h.Name)); err == nil {
 			if up, err = t.parent(path.Dir(inside(h.Name)), 0); err == nil {
 				fd, err = unix.Openat(up, base, flags, 0o600)
 			}
@@ -217,6 +218,7 @@ func (t *folder) file(up int, base string, h *tar.Header, content io.Reader) err
 		return err
 	}
 	defer unix.Close(fd)
+	t.sums.begin()
 	for left := h.Size; left > 0; {
 		p := t.buf[:min(left, piece)]
 		if n, err := io.ReadFull(content, p); err != nil {
@@ -225,8 +227,10 @@ func (t *folder) file(up int, base string, h *tar.Header, content io.Reader) err
 		if err := write(fd, p); err != nil {
 			return err
 		}
+		t.sums.add(p)
 		left -= int64(len(p))
 	}
+	t.sums.end(inside(h.Name), h.Size)
 	if h.Uid != t.ownUid || h.Gid != t.ownGid {
 		if err := unix.Fchown(fd, h.Uid, h.Gid); err != nil {
 			return err
@@ -257,7 +261,8 @@ func write(fd int, p []byte) error {
 }
 
 // directory makes a directory, or takes the one that is there.
-func (t *folder) directory(up int, base string) error {
+func (t *folder) directory(up int, name string) error {
+	base := path.Base(name)
 	err := unix.Mkdirat(up, base, 0o755)
 	if !errors.Is(err, unix.EEXIST) {
 		return err
@@ -269,6 +274,7 @@ func (t *folder) directory(up int, base string) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		return nil
 	}
+	t.sums.gone(name)
 	if err := unix.Unlinkat(up, base, 0); err != nil {
 		return err
 	}
@@ -321,7 +327,9 @@ func (t *folder) special(up int, base string, h *tar.Header) error {
 }
 
 // clear removes what has a name that the entry wants: a later entry wins.
-func (t *folder) clear(up int, base string) error {
+func (t *folder) clear(up int, name string) error {
+	base := path.Base(name)
+	t.sums.gone(name)
 	err := unix.Unlinkat(up, base, 0)
 	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM) {
 		err = os.RemoveAll(at(up, base)) // before forget, which may close up

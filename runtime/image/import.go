@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"worknode/fault"
@@ -158,6 +159,9 @@ func (s *Store) enter(fresh []*record) ([]Image, error) {
 				s.claim(have, t)
 			}
 		} else {
+			if !s.whole(have.Layers) {
+				have.Old, have.Layers = slices.Concat(have.Old, have.Layers), r.Layers
+			}
 			for _, t := range r.Tags {
 				s.claim(have, t)
 			}

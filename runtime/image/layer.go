@@ -42,6 +42,8 @@ type blob struct {
 	diff   digest.Digest // of the tar inside
 	size   int64         // bytes as they lie; zero if not known
 	open   func(ctx context.Context) (io.ReadCloser, error)
+
+	progress *LayerProgress // may be nil
 }
 
 // adoptLayer gives an unpacked directory its place. The caller holds mu.
@@ -50,6 +52,9 @@ func (s *Store) adoptLayer(dir string, l *layer) (string, error) {
 		sum := sha256.Sum256(fmt.Appendf(nil, "%s %s %d", l.Diff, l.Chain, salt))
 		name := hex.EncodeToString(sum[:5])
 		err := os.Rename(dir, filepath.Join(s.Base(), name))
+		if err == nil {
+			err = os.Rename(sumsOf(dir), filepath.Join(s.sums(), name)) // nobody knows the layer before the table is saved
+		}
 		if err == nil {
 			s.t.Layers[name] = l
 			s.held[name]++
@@ -62,9 +67,18 @@ func (s *Store) adoptLayer(dir string, l *layer) (string, error) {
 				continue
 			}
 		}
-		os.RemoveAll(dir)
+		s.discard(dir)
 		return "", writeFault(err, "place layer %s: %w", l.Diff, err)
 	}
+}
+
+// sumsOf is where a layer's checksums are until it has a place.
+func sumsOf(dir string) string { return dir + ".sums" }
+
+// discard drops a layer that has no place.
+func (s *Store) discard(dir string) {
+	os.RemoveAll(dir)
+	os.Remove(sumsOf(dir))
 }
 
 // unhold lets go of layers that bring returned.
@@ -90,7 +104,7 @@ func (s *Store) unpackBlob(ctx context.Context, b blob) (*staged, error) {
 		if err == nil {
 			return st, nil
 		}
-		os.RemoveAll(dir)
+		s.discard(dir)
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
@@ -118,7 +132,8 @@ func (s *Store) unpackFrom(ctx context.Context, dir string, b blob) (*staged, io
 // unpackInto unpacks a layer that comes from a source; stop ends a read that nobody needs any more.
 func (s *Store) unpackInto(ctx context.Context, stop func(), dir string, b blob, from io.Reader) (*staged, error) {
 	whole := sha256.New()
-	raw := &failing{r: io.TeeReader(from, whole)}
+	b.progress.again()
+	raw := &failing{r: io.TeeReader(from, whole), came: b.progress.came}
 	plain, closer, packed, err := s.expand(ctx, raw)
 	if err != nil {
 		return nil, b.blame(raw, fault.New(fault.Invalid, "layer %s: %w", b.name, err))
@@ -156,12 +171,14 @@ func (s *Store) unpackInto(ctx context.Context, stop func(), dir string, b blob,
 // failing remembers why its source ended: what reads through a decoder and a tar cannot tell a broken network from
 // broken content.
 type failing struct {
-	r   io.Reader
-	err atomic.Pointer[error] // the reader's task sets it
+	r    io.Reader
+	came func(int)
+	err  atomic.Pointer[error] // the reader's task sets it
 }
 
 func (f *failing) Read(p []byte) (int, error) {
 	n, err := f.r.Read(p)
+	f.came(n)
 	if err != nil && err != io.EOF {
 		f.err.CompareAndSwap(nil, &err)
 	}
@@ -215,9 +232,16 @@ func (c *checks) unpack(ctx context.Context, from *tar.Reader) error {
 		return err
 	}
 	defer t.close()
+	if t.sums, err = newSums(sumsOf(c.dir)); err != nil {
+		return err
+	}
+	defer t.sums.f.Close() // again, after an error
 	for {
 		h, err := from.Next()
 		if err == io.EOF {
+			if err := t.sums.close(); err != nil {
+				return err
+			}
 			return t.finish()
 		}
 		if err != nil {

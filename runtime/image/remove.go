@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // Use keeps the layers of the image with this id on disk, also after Remove, until as many calls of Release.
@@ -61,7 +62,10 @@ func (s *Store) Sweep() error {
 			delete(s.t.Images, id)
 			continue
 		}
-		for _, l := range r.Layers {
+		if s.used[id] == 0 {
+			r.Old = nil
+		}
+		for _, l := range slices.Concat(r.Layers, r.Old) {
 			needed[l] = true
 		}
 	}
@@ -80,6 +84,7 @@ func (s *Store) Sweep() error {
 			continue
 		}
 		delete(s.t.Layers, name)
+		os.Remove(filepath.Join(s.sums(), name)) // if it stays, the next start removes it
 		trash = append(trash, to)
 	}
 	s.mu.Unlock()

@@ -142,9 +142,10 @@ func (s *Store) bring(ctx context.Context, b blob, chain digest.Digest) (string,
 	for {
 		s.mu.Lock()
 		for name, l := range s.t.Layers {
-			if l.Diff == b.diff && (l.Chain == "" || l.Chain == chain) {
+			if l.Diff == b.diff && !l.Damaged && (l.Chain == "" || l.Chain == chain) {
 				s.held[name]++
 				s.mu.Unlock()
+				b.progress.is(Here)
 				return name, nil, nil
 			}
 		}
@@ -165,7 +166,11 @@ func (s *Store) bring(ctx context.Context, b blob, chain digest.Digest) (string,
 	s.busy[byDiff] = make(chan struct{})
 	s.mu.Unlock()
 
+	b.progress.is(Pulling)
 	st, err := s.unpackInTurn(ctx, b)
+	if err == nil {
+		b.progress.is(Unpacked)
+	}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -211,7 +216,7 @@ func (s *Store) place(st *staged, below []string) (string, error) {
 	defer s.mu.Unlock()
 	defer s.free("chain " + st.chain.String())
 	if err != nil {
-		os.RemoveAll(st.dir)
+		s.discard(st.dir)
 		return "", writeFault(err, "layer %s: directory from the layers below: %w", st.l.Diff, err)
 	}
 	st.l.Chain = st.chain
@@ -220,7 +225,7 @@ func (s *Store) place(st *staged, below []string) (string, error) {
 
 // abandon drops a layer that will get no place.
 func (s *Store) abandon(st *staged) {
-	os.RemoveAll(st.dir)
+	s.discard(st.dir)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.free("chain " + st.chain.String())

@@ -6,6 +6,7 @@
 //	images.json   the table: images, layers, tar files already read; replaced whole, by rename
 //	l/NAME/       one unpacked layer, in overlayfs' own words (whiteouts, opaque marks); names are short, because all
 //	              layers of a container must fit one mount option string of 4 KiB
+//	sums/NAME     checksums of the files of a layer, see Verify
 //	staging/      what is being written or deleted; emptied when the store opens
 //
 // A layer is complete before it gets its name, and an image is in the table only when all its layers are. Layers reach
@@ -56,11 +57,13 @@ type layer struct {
 	Disk     int64         // bytes of disk, estimated in blocks of 4 KiB
 	Inodes   int64
 	Unsynced string `json:",omitempty"` // boot id; empty once the disk has it
+	Damaged  bool   `json:",omitempty"` // Verify found it wanting: it serves those who stand on it, and no new image
 }
 
 type record struct {
 	Image
-	Hidden bool `json:",omitempty"` // removed, but containers still use its layers
+	Hidden bool     `json:",omitempty"` // removed, but containers still use its layers
+	Old    []string `json:",omitempty"` // damaged layers that were replaced, kept while containers use the image
 }
 
 // table is what images.json holds.
@@ -118,7 +121,7 @@ func Open(root string) (*Store, error) {
 }
 
 func (s *Store) open() error {
-	for _, dir := range []string{s.root, s.Base(), s.staging()} {
+	for _, dir := range []string{s.root, s.Base(), s.sums(), s.staging()} {
 		// Layers hold setuid programs and device nodes: nobody but root may walk in.
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
@@ -144,6 +147,9 @@ func (s *Store) open() error {
 		if err := s.save(); err != nil {
 			return err
 		}
+	}
+	if err := prune(s.sums(), func(name string) bool { return s.t.Layers[name] != nil }); err != nil {
+		return err
 	}
 	return prune(s.Base(), func(name string) bool { return s.t.Layers[name] != nil || s.t.Orphans[name] != "" })
 }
@@ -250,7 +256,7 @@ func (s *Store) dropIncomplete() (changed bool) {
 			changed = true
 			continue
 		}
-		for _, l := range im.Layers {
+		for _, l := range slices.Concat(im.Layers, im.Old) {
 			needed[l] = true
 		}
 	}
@@ -288,6 +294,7 @@ func (s *Store) Close() error {
 
 // Base is the directory that Image.Layers are relative to.
 func (s *Store) Base() string      { return filepath.Join(s.root, "l") }
+func (s *Store) sums() string      { return filepath.Join(s.root, "sums") }
 func (s *Store) staging() string   { return filepath.Join(s.root, "staging") }
 func (s *Store) tablePath() string { return filepath.Join(s.root, "images.json") }
 

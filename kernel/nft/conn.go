@@ -86,11 +86,6 @@ func (c *Conn) Commit(b *Batch) error {
 	}
 	b.ask()
 	b.control(unix.NFNL_MSG_BATCH_END)
-	if c.Fail != nil {
-		if err := c.Fail(b); err != nil {
-			return err
-		}
-	}
 	return c.run(b)
 }
 
@@ -111,6 +106,11 @@ func (b *Batch) ask() {
 }
 
 func (c *Conn) run(b *Batch) error {
+	if c.Fail != nil {
+		if err := c.Fail(b); err != nil {
+			return err
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.grow(len(b.b))

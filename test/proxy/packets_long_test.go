@@ -14,3 +14,6 @@ func TestLongPacketsUpstream(t *testing.T) { playAll(t, upstream) }
 func TestLongBehaviour(t *testing.T) { behaveAll(t, worknode) }
 
 func TestLongBehaviourUpstream(t *testing.T) { behaveAll(t, upstream) }
+
+// TestLongEveryNftLists: with the nft of four Debian releases.
+func TestLongEveryNftLists(t *testing.T) { listable(t, worknode, "base", 4) }

@@ -17,6 +17,7 @@ import (
 	"worknode/runtime/act"
 	"worknode/runtime/plan"
 	"worknode/runtime/state"
+	"worknode/runtime/step"
 )
 
 // startError is the exit code of a container that never had a process, as other CRI runtimes report it.
@@ -108,6 +109,7 @@ func (l *loop) place(c *state.Container) error {
 		if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
 			return fault.New(fault.Exhausted, "container log's folder: %w", err)
 		}
+		step.At("folder for the log made")
 	}
 	return l.store.PutContainer(c)
 }

@@ -17,6 +17,7 @@ import (
 	"worknode/runtime/cni"
 	"worknode/runtime/network"
 	"worknode/runtime/state"
+	"worknode/runtime/step"
 )
 
 // Names of networks in a sandbox's record; what connected a sandbox also disconnects it, whatever is configured then.
@@ -79,6 +80,7 @@ func (n *networks) connect(ctx context.Context, s *state.Sandbox, netns string) 
 		if err != nil {
 			return err
 		}
+		step.At("on the bridge")
 		ips, s.HostPorts = r.IPs, true
 	} else {
 		s.Network = onCNI
@@ -95,6 +97,7 @@ func (n *networks) connect(ctx context.Context, s *state.Sandbox, netns string) 
 	if err != nil || !s.HostPorts || len(list) == 0 {
 		return err
 	}
+	defer step.At("host ports open")
 	return n.ports.Add(s.ID, list)
 }
 
@@ -102,6 +105,7 @@ func (n *networks) connect(ctx context.Context, s *state.Sandbox, netns string) 
 // again later. Repeat: safe.
 func (n *networks) disconnect(ctx context.Context, s *state.Sandbox, force bool) error {
 	err := n.ports.Del(s.ID)
+	step.At("host ports closed")
 	if err != nil && force {
 		slog.Warn("host ports of a removed sandbox stay until the next start", "id", s.ID, "error", err)
 		err = nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -86,12 +87,23 @@ func (l *loop) killPause(ctx context.Context, s *state.Sandbox) {
 		slog.Warn("pod's init is not killed", "sandbox", s.ID, "error", err)
 		return
 	}
-	select {
-	case <-gone:
-	case <-ctx.Done():
+	// An earlier life may have seen the end, and had it forgotten, without getting to write that down.
+	look := time.NewTicker(pausePoll)
+	defer look.Stop()
+	for l.keeper.Knows(s.Pause) {
+		select {
+		case <-gone:
+			l.forget(s.Pause)
+			return
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
 	}
-	l.forget(s.Pause)
 }
+
+// pausePoll is how often we look whether the monitor has forgotten a pod's init that nobody tells us the end of.
+const pausePoll = 20 * time.Millisecond
 
 // dropPause forgets an init that ended by itself; the next container that wants one gets a new namespace.
 func (l *loop) dropPause(sandbox, id string) {

@@ -28,6 +28,7 @@ func (l *loop) recover(ctx context.Context) error {
 	var live []*state.Sandbox
 	for _, s := range l.store.Sandboxes() {
 		l.recoverSandbox(s)
+		l.recoverPause(s.ID, known)
 		if s, err := l.store.Sandbox(s.ID); err == nil && !s.HostNetwork && !s.NetworkDone {
 			live = append(live, s)
 		}
@@ -66,6 +67,20 @@ func (l *loop) recoverSandbox(s *state.Sandbox) {
 			}
 			return
 		}
+	}
+}
+
+// recoverPause records a pod's init that was started by a life that did not get to write it down.
+func (l *loop) recoverPause(sandbox string, known map[string]wire.Process) {
+	s, err := l.store.Sandbox(sandbox)
+	p, kept := known[act.PauseID(sandbox)]
+	if err != nil || s.State != state.Ready || s.Pause != "" || !kept || p.Exit != nil {
+		return
+	}
+	v := *s
+	v.Pause, v.PausePid = p.ID, p.Pid
+	if err := l.store.PutSandbox(&v); err != nil {
+		slog.Error("sandbox record", "id", s.ID, "error", err)
 	}
 }
 
@@ -118,6 +133,7 @@ func (l *loop) resume(c *state.Container, p wire.Process) error {
 	}
 	if !c.Deadline.IsZero() {
 		l.killAt(l.life(c.ID), c.ID, c.Deadline)
+		l.tasks.Go("stop "+c.ID, func(ctx context.Context) { l.askToStop(ctx, c.ID) })
 	}
 	return nil
 }

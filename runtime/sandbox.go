@@ -15,6 +15,7 @@ import (
 	"worknode/fault"
 	"worknode/runtime/plan"
 	"worknode/runtime/state"
+	"worknode/runtime/step"
 )
 
 // RunPodSandbox makes a sandbox and returns its id. Repeat: the same metadata joins the call under way, or finds the
@@ -58,6 +59,7 @@ func (l *loop) runSandbox(ctx context.Context, config *cri.PodSandboxConfig, han
 		l.unmakeSandbox(s)
 		return "", err
 	}
+	step.At("about to answer: sandbox")
 	slog.Info("sandbox ready", "id", s.ID, "pod", s.Meta().GetNamespace()+"/"+s.Meta().GetName(), "uid", s.Meta().GetUid(), "ips", s.IPs)
 	l.tellSandbox(s, cri.ContainerEventType_CONTAINER_CREATED_EVENT)
 	l.tellSandbox(s, cri.ContainerEventType_CONTAINER_STARTED_EVENT)

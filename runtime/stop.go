@@ -31,8 +31,7 @@ func (l *loop) StopContainer(ctx context.Context, id string, timeout time.Durati
 		return l.kill(ctx, c.ID)
 	}
 	deadline := time.Now().Add(timeout)
-	first, err := l.markStop(c.ID, deadline)
-	if err != nil {
+	if err := l.markStop(c.ID, deadline); err != nil {
 		return err
 	}
 	life := l.life(c.ID)
@@ -41,11 +40,7 @@ func (l *loop) StopContainer(ctx context.Context, id string, timeout time.Durati
 		return nil
 	}
 	l.killAt(life, c.ID, c.Deadline)
-	if first {
-		if err := l.keeper.Signal(ctx, c.ID, c.StopSignal, false); err != nil && !fault.Is(err, fault.NotFound) {
-			slog.Warn("stop signal not delivered, the deadline decides", "id", c.ID, "error", err)
-		}
-	}
+	l.askToStop(ctx, c.ID)
 	limit := time.NewTimer(time.Until(c.Deadline) + killLimit)
 	defer limit.Stop()
 	select {
@@ -58,19 +53,39 @@ func (l *loop) StopContainer(ctx context.Context, id string, timeout time.Durati
 	}
 }
 
-// markStop records the deadline unless an earlier one stands; first tells whether nobody asked before.
-func (l *loop) markStop(id string, deadline time.Time) (first bool, err error) {
+// markStop records the deadline unless an earlier one stands.
+func (l *loop) markStop(id string, deadline time.Time) error {
 	defer l.locks.take(id)()
 	c, err := l.store.Container(id)
 	if err != nil || c.State != state.Running {
-		return false, nil
+		return nil
 	}
 	if !c.Deadline.IsZero() && c.Deadline.Before(deadline) {
-		return false, nil
+		return nil
 	}
 	v := *c
 	v.Deadline = deadline
-	return c.Deadline.IsZero(), l.store.PutContainer(&v)
+	return l.store.PutContainer(&v)
+}
+
+// askToStop sends the stop signal, once for all who ask. Crash: twice, if it falls between the signal and its record.
+func (l *loop) askToStop(ctx context.Context, id string) {
+	defer l.locks.take(id)()
+	c, err := l.store.Container(id)
+	if err != nil || c.State != state.Running || c.Asked {
+		return
+	}
+	if err := l.keeper.Signal(ctx, id, c.StopSignal, false); err != nil {
+		if !fault.Is(err, fault.NotFound) {
+			slog.Warn("stop signal not delivered, the deadline decides", "id", id, "error", err)
+		}
+		return
+	}
+	v := *c
+	v.Asked = true
+	if err := l.store.PutContainer(&v); err != nil {
+		slog.Warn("stop signal may be sent again after a restart", "id", id, "error", err)
+	}
 }
 
 // killAt arms the kill, or brings it forward.

@@ -76,11 +76,19 @@ func unescape(s string) string {
 
 // Below returns the paths of all mounts at or below dir, deepest last made first: the order to unmount them in.
 func Below(dir string) ([]string, error) {
-	points, err := Table()
+	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("mount table: %w", err)
 	}
 	dir = strings.TrimSuffix(dir, "/")
+	// A busy node has thousands of mounts; few lines are about dir. A name that the kernel escapes is looked for in all.
+	var near strings.Builder
+	for line := range strings.Lines(string(b)) {
+		if strings.ContainsAny(dir, " \t\n\\") || strings.Contains(line, dir) {
+			near.WriteString(line)
+		}
+	}
+	points := parse(near.String())
 	var out []string
 	for i := len(points) - 1; i >= 0; i-- {
 		if p := points[i].Path; p == dir || strings.HasPrefix(p, dir+"/") {
@@ -88,4 +96,19 @@ func Below(dir string) ([]string, error) {
 		}
 	}
 	return out, nil
+}
+
+// Clear detaches every mount at or below dir, so that what is mounted there is not taken for dir's own when it is
+// removed. Repeat: safe.
+func Clear(dir string) error {
+	points, err := Below(dir)
+	if err != nil {
+		return err
+	}
+	for _, p := range points {
+		if err := Detach(p); err != nil {
+			return err
+		}
+	}
+	return nil
 }

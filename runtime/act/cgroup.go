@@ -10,10 +10,12 @@ import (
 	"worknode/fault"
 	oci "worknode/oci/spec"
 	"worknode/runtime/plan"
+	"worknode/runtime/step"
 )
 
 // MakeCgroup makes a container's group with its limits. Repeat: safe.
 func (h *Hands) MakeCgroup(path string, r *specs.LinuxResources) error {
+	defer step.At("cgroup made")
 	return h.Tree.Make(path, oci.Limits(r))
 }
 
@@ -30,6 +32,8 @@ func (h *Hands) EndCgroup(path string) error {
 	if err := h.Tree.Kill(path); err != nil {
 		return err
 	}
+	step.At("cgroup killed")
+	defer step.At("cgroup removed")
 	return h.Tree.Remove(path)
 }
 

@@ -12,9 +12,13 @@ import (
 	"worknode/fault"
 	"worknode/monitor/client"
 	"worknode/monitor/wire"
+	"worknode/runtime/step"
 )
 
-const callLimit = 30 * time.Second // any single request to the monitor
+const (
+	callLimit = 30 * time.Second      // any single request to the monitor
+	beginPoll = 20 * time.Millisecond // how often we look whether a start of an earlier life has ended
+)
 
 // Keeper is the connection to the monitor, and the second holder of everything the monitor holds: when the monitor
 // dies it starts a new one and gives it back every process with its pipes, terminal and pidfd.
@@ -198,7 +202,12 @@ func (k *Keeper) Start(ctx context.Context, s wire.Start, stdio []*os.File) (wir
 	}
 	ctx, stop := context.WithTimeout(ctx, callLimit+s.Hooks.Limit())
 	defer stop()
+	step.At("about to start a process")
 	p, files, err := conn.Start(ctx, s, stdio)
+	if fault.Is(err, fault.Exists) {
+		p, files, err = begun(ctx, conn, s.ID)
+	}
+	step.At("process started")
 	if err != nil {
 		closeAll(files)
 		return p, nil, err
@@ -216,6 +225,32 @@ func (k *Keeper) Start(ctx context.Context, s wire.Start, stdio []*os.File) (wir
 	k.kept[p.ID] = client.Kept{Process: p, Files: files}
 	k.mu.Unlock()
 	return p, pty, nil
+}
+
+// begun waits for a start that an earlier life of ours asked for and did not see the end of. There are never two
+// processes of one id.
+func begun(ctx context.Context, conn *client.Client, id string) (wire.Process, []*os.File, error) {
+	for {
+		list, err := conn.List(ctx)
+		if err != nil {
+			return wire.Process{}, nil, fmt.Errorf("monitor's list: %w", err)
+		}
+		var found *client.Kept
+		for i, p := range list {
+			if p.ID == id {
+				found = &list[i]
+			} else {
+				closeAll(p.Files)
+			}
+		}
+		if found != nil {
+			return found.Process, found.Files, nil
+		}
+		wait(ctx, beginPoll)
+		if ctx.Err() != nil {
+			return wire.Process{}, nil, fault.New(fault.Temporary, "process %s is being started, as an earlier call asked: %w", id, ctx.Err())
+		}
+	}
 }
 
 // warn logs what init had to leave out, once: it is the same for every container of this node.
@@ -266,11 +301,21 @@ func (k *Keeper) Forget(ctx context.Context, id string) error {
 	if conn == nil {
 		return nil // the next monitor will not hear of it
 	}
+	step.At("about to forget a process")
 	err := conn.Forget(ctx, id)
+	step.At("process forgotten")
 	if fault.Is(err, fault.NotFound) {
 		return nil
 	}
 	return err
+}
+
+// Knows reports whether a process is kept, running or exited.
+func (k *Keeper) Knows(id string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_, ok := k.kept[id]
+	return ok
 }
 
 // Known returns all processes kept, running or exited.
@@ -286,6 +331,8 @@ func (k *Keeper) Known() []wire.Process {
 
 // Signal sends a signal to a process, or with all to everything that belongs to it.
 func (k *Keeper) Signal(ctx context.Context, id string, sig int, all bool) error {
+	step.At("about to signal")
+	defer step.At("signalled")
 	return k.call(ctx, func(ctx context.Context, c *client.Client) error { return c.Signal(ctx, id, sig, all) })
 }
 

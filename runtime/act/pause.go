@@ -16,8 +16,11 @@ import (
 	"worknode/runtime/state"
 )
 
+// PauseID is what the monitor knows a pod's init by.
+func PauseID(sandbox string) string { return "pause-" + sandbox }
+
 // PauseCgroup is the cgroup of a pod's init.
-func PauseCgroup(s *state.Sandbox) string { return path.Join(s.CgroupParent, "pause-"+s.ID) }
+func PauseCgroup(s *state.Sandbox) string { return path.Join(s.CgroupParent, PauseID(s.ID)) }
 
 var writePause sync.Mutex
 
@@ -42,7 +45,7 @@ func (h *Hands) Pause(s *state.Sandbox) (wire.Start, error) {
 	for kind, pin := range h.PinPaths(s) {
 		init.Join[oci.NamespaceName(kind)] = pin
 	}
-	return wire.Start{ID: "pause-" + s.ID, Init: init}, nil
+	return wire.Start{ID: PauseID(s.ID), Init: init}, nil
 }
 
 // pauseRoot is a folder that holds nothing but the program; all pods share it read-only.

@@ -18,6 +18,7 @@ import (
 	"worknode/kernel/netns"
 	"worknode/runtime/plan"
 	"worknode/runtime/state"
+	"worknode/runtime/step"
 )
 
 // shmOptions is the pod's /dev/shm; 64 MiB is what Docker made everyone expect.
@@ -37,6 +38,7 @@ func (h *Hands) MakeSandbox(_ context.Context, s *state.Sandbox) error {
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		return fmt.Errorf("sandbox folder: %w", err)
 	}
+	step.At("sandbox folder made")
 	var kinds []netns.Kind
 	if !s.HostNetwork {
 		kinds = append(kinds, netns.Net, netns.UTS)
@@ -55,9 +57,11 @@ func (h *Hands) MakeSandbox(_ context.Context, s *state.Sandbox) error {
 		if err := os.Mkdir(shm, 0o711); err != nil {
 			return fmt.Errorf("sandbox folder: %w", err)
 		}
+		step.At("folder for shm made")
 		if err := mount.Tmpfs(shm, options, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC); err != nil {
 			return err
 		}
+		step.At("shm mounted")
 	}
 	if ids != nil {
 		if err := netns.CreateOwned(h.Pins(s.ID), s.Hostname, *ids, kinds...); err != nil {
@@ -68,6 +72,7 @@ func (h *Hands) MakeSandbox(_ context.Context, s *state.Sandbox) error {
 			return err
 		}
 	}
+	step.At("namespaces pinned")
 	return h.netSettings(s)
 }
 
@@ -150,6 +155,7 @@ func (h *Hands) WriteFiles(s *state.Sandbox) error {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return fmt.Errorf("sandbox file: %w", err)
 		}
+		step.At("sandbox file written")
 		if ids != nil {
 			if err := os.Chown(filepath.Join(dir, name), int(ids.UID), int(ids.GID)); err != nil {
 				return fmt.Errorf("sandbox file: %w", err)
@@ -215,12 +221,18 @@ func (h *Hands) RemoveSandbox(id string) error {
 		if err := mount.Detach(shm); err != nil {
 			return err
 		}
+		step.At("shm unmounted")
 	}
 	if err := netns.Unpin(h.Pins(id)); err != nil {
+		return err
+	}
+	step.At("namespaces unpinned")
+	if err := mount.Clear(dir); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("sandbox folder: %w", err)
 	}
+	step.At("sandbox folder removed")
 	return nil
 }

@@ -16,11 +16,13 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"worknode/fault"
+	"worknode/kernel/mount"
 	"worknode/kernel/seccomp"
 	"worknode/monitor/wire"
 	oci "worknode/oci/spec"
 	"worknode/runtime/plan"
 	"worknode/runtime/state"
+	"worknode/runtime/step"
 )
 
 // PrepareLayer makes a container's writable layer. Repeat: safe.
@@ -29,15 +31,20 @@ func (h *Hands) PrepareLayer(id string) error {
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fault.Hint(fault.New(fault.Exhausted, "writable layer: %w", err), "make room on the file system of the root folder")
 		}
+		step.At("part of a layer made")
 	}
 	return nil
 }
 
 // RemoveLayer removes a container's writable layer with all that was written. Repeat: safe.
 func (h *Hands) RemoveLayer(id string) error {
+	if err := mount.Clear(h.Layer(id)); err != nil { // somebody's, perhaps with data that is not ours to remove
+		return err
+	}
 	if err := os.RemoveAll(h.Layer(id)); err != nil {
 		return fmt.Errorf("writable layer: %w", err)
 	}
+	step.At("layer removed")
 	return nil
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 
 	"worknode/fault"
+	"worknode/runtime/step"
 	"worknode/task"
 )
 
@@ -171,6 +172,8 @@ func (n *Network) Add(ctx context.Context, r Request) (Result, error) {
 		return Result{}, err
 	}
 	defer hold.Close()
+	step.At("CNI record written")
+	defer step.At("CNI plugins have added")
 	out, err := n.add(context.WithValue(ctx, holdKey{}, hold), c, rec)
 	if err == nil {
 		return out, nil
@@ -265,6 +268,8 @@ func (n *Network) del(ctx context.Context, rec *record) error {
 	if err := n.lib.DelNetworkList(ctx, list, rt); err != nil {
 		return kinded(err)
 	}
+	step.At("CNI plugins have deleted")
+	defer step.At("CNI record dropped")
 	return n.drop(rec.Sandbox)
 }
 

@@ -29,7 +29,8 @@ type Container struct {
 	Created  time.Time
 	Started  time.Time `json:",omitzero"`
 	Finished time.Time `json:",omitzero"`
-	Deadline time.Time `json:",omitzero"` // a stop is under way and kills at this moment, also after a restart of ours
+	Deadline time.Time `json:",omitzero"`  // a stop is under way and kills at this moment, also after a restart of ours
+	Asked    bool      `json:",omitempty"` // and the stop signal was sent
 
 	Pid       int    `json:",omitempty"`
 	StartTime uint64 `json:",omitempty"` // with Pid names the process for ever

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"worknode/fault"
+	"worknode/runtime/step"
 )
 
 // version is written into every record; older ones must keep opening (testdata).
@@ -127,6 +128,8 @@ func (s *Store) write(kind, id string, v any) error {
 		os.Remove(next)
 		return fault.Hint(fault.New(fault.Exhausted, "state record: %w", err), "make room on the file system of the run folder")
 	}
+	step.At("record of " + kind + " written")
+	defer step.At("record of " + kind + " in place")
 	return os.Rename(next, filepath.Join(dir, id+".json"))
 }
 
@@ -157,6 +160,7 @@ func (s *Store) DropSandbox(id string) error {
 	s.mu.Lock()
 	delete(s.sandboxes, id)
 	s.mu.Unlock()
+	defer step.At("record of sandboxes dropped")
 	return gone(os.Remove(filepath.Join(s.dir, "sandboxes", id+".json")))
 }
 
@@ -165,6 +169,7 @@ func (s *Store) DropContainer(id string) error {
 	s.mu.Lock()
 	delete(s.containers, id)
 	s.mu.Unlock()
+	defer step.At("record of containers dropped")
 	return gone(os.Remove(filepath.Join(s.dir, "containers", id+".json")))
 }
 

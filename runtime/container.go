@@ -17,7 +17,7 @@ import (
 	"worknode/runtime/act"
 	"worknode/runtime/plan"
 	"worknode/runtime/state"
-	"worknode/runtime/step"
+	"worknode/step"
 )
 
 // startError is the exit code of a container that never had a process, as other CRI runtimes report it.

@@ -17,7 +17,7 @@ import (
 	"worknode/runtime/cni"
 	"worknode/runtime/network"
 	"worknode/runtime/state"
-	"worknode/runtime/step"
+	"worknode/step"
 )
 
 // Names of networks in a sandbox's record; what connected a sandbox also disconnects it, whatever is configured then.

@@ -15,7 +15,7 @@ import (
 	"worknode/fault"
 	"worknode/runtime/plan"
 	"worknode/runtime/state"
-	"worknode/runtime/step"
+	"worknode/step"
 )
 
 // RunPodSandbox makes a sandbox and returns its id. Repeat: the same metadata joins the call under way, or finds the

@@ -10,7 +10,7 @@ import (
 	"worknode/fault"
 	oci "worknode/oci/spec"
 	"worknode/runtime/plan"
-	"worknode/runtime/step"
+	"worknode/step"
 )
 
 // MakeCgroup makes a container's group with its limits. Repeat: safe.

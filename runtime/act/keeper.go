@@ -12,7 +12,7 @@ import (
 	"worknode/fault"
 	"worknode/monitor/client"
 	"worknode/monitor/wire"
-	"worknode/runtime/step"
+	"worknode/step"
 )
 
 const (

@@ -18,7 +18,7 @@ import (
 	"worknode/kernel/netns"
 	"worknode/runtime/plan"
 	"worknode/runtime/state"
-	"worknode/runtime/step"
+	"worknode/step"
 )
 
 // shmOptions is the pod's /dev/shm; 64 MiB is what Docker made everyone expect.

@@ -22,7 +22,7 @@ import (
 	oci "worknode/oci/spec"
 	"worknode/runtime/plan"
 	"worknode/runtime/state"
-	"worknode/runtime/step"
+	"worknode/step"
 )
 
 // PrepareLayer makes a container's writable layer. Repeat: safe.

@@ -24,7 +24,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 
 	"worknode/fault"
-	"worknode/runtime/step"
+	"worknode/step"
 	"worknode/task"
 )
 

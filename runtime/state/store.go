@@ -12,7 +12,7 @@ import (
 	"sync"
 
 	"worknode/fault"
-	"worknode/runtime/step"
+	"worknode/step"
 )
 
 // version is written into every record; older ones must keep opening (testdata).

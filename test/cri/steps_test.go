@@ -15,7 +15,7 @@ import (
 	"worknode/kernel/mount"
 	"worknode/kernel/netns"
 	"worknode/kernel/pidfd"
-	"worknode/runtime/step"
+	"worknode/step"
 )
 
 // walkSteps has this process, a runtime, kill itself at the step whose number is in the file kill, counted from the
@@ -35,8 +35,11 @@ func walkSteps(dir string) {
 		if count++; count != at {
 			return
 		}
-		if err := os.WriteFile(filepath.Join(dir, "killed"), []byte(mark), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "mark"), []byte(mark), 0o600); err != nil {
 			panic(err)
+		}
+		if os.Remove(filepath.Join(dir, "kill")) != nil {
+			return // the test has just taken it back
 		}
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {} // the kernel is about to end us
@@ -231,7 +234,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 		w.box.PortMappings = []*cri.PortMapping{{HostPort: 8080, ContainerPort: 80}}
 		// Its own pid namespace for the pod, so that the pod's init is part of the walk.
 		w.box.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
-		w.config = config("main", fmt.Sprintf("trap 'kill %%1; exit 5' TERM; sleep %d & wait", w.seconds))
+		w.config = config("main", fmt.Sprintf("trap 'kill -9 $p; exit 5' TERM; sleep %d & p=$!; wait", w.seconds))
 		w.config.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
 		return w
 	}
@@ -306,8 +309,6 @@ func TestKilledAtEveryStep(t *testing.T) {
 // step's mark, empty if there were fewer.
 func (n *node) killAt(at int, do func() error) string {
 	n.t.Helper()
-	killed := filepath.Join(n.dir, "killed")
-	os.Remove(killed)
 	arm := filepath.Join(n.dir, "kill")
 	if err := os.WriteFile(arm+".new", []byte(strconv.Itoa(at)), 0o600); err != nil {
 		n.t.Fatal(err)
@@ -316,17 +317,17 @@ func (n *node) killAt(at int, do func() error) string {
 		n.t.Fatal(err)
 	}
 	failed := do()
-	if err := os.Remove(arm); err != nil {
-		n.t.Fatal(err)
-	}
-	mark, err := os.ReadFile(killed)
-	if err != nil {
+	if os.Remove(arm) == nil { // nobody was killed
 		if failed != nil {
 			n.t.Fatalf("not killed, and yet: %v", failed)
 		}
 		return ""
 	}
 	n.cmd.Wait()
+	mark, err := os.ReadFile(filepath.Join(n.dir, "mark"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
 	n.start()
 	return string(mark)
 }

@@ -15,6 +15,7 @@ import (
 
 	"worknode/fault"
 	"worknode/runtime/act"
+	"worknode/runtime/nri"
 	"worknode/runtime/plan"
 	"worknode/runtime/state"
 	"worknode/step"
@@ -31,13 +32,13 @@ func (l *loop) CreateContainer(ctx context.Context, sandbox string, config *cri.
 	if err != nil {
 		return "", err
 	}
-	return l.join(ctx, "container\x00"+state.ContainerName(s.ID, config), func(context.Context) (string, error) {
+	return l.join(ctx, "container\x00"+state.ContainerName(s.ID, config), func(ctx context.Context) (string, error) {
 		defer l.locks.take(s.ID)()
-		return l.createContainer(s.ID, config)
+		return l.createContainer(ctx, s.ID, config)
 	})
 }
 
-func (l *loop) createContainer(sandbox string, config *cri.ContainerConfig) (string, error) {
+func (l *loop) createContainer(ctx context.Context, sandbox string, config *cri.ContainerConfig) (string, error) {
 	s, err := l.store.Sandbox(sandbox)
 	if err != nil {
 		return "", err
@@ -54,12 +55,19 @@ func (l *loop) createContainer(sandbox string, config *cri.ContainerConfig) (str
 	if err != nil {
 		return "", err
 	}
+	if err := l.adjusted(ctx, s, c); err != nil {
+		l.nri.Unmade(l.tasks.Context(), c.ID)
+		return "", err
+	}
 	l.useImages(c)
 	if err := l.place(c); err != nil {
+		l.nri.Unmade(l.tasks.Context(), c.ID)
 		l.releaseImages(c)
 		return "", errors.Join(err, l.hands.RemoveLayer(c.ID))
 	}
 	l.born(c.ID)
+	l.nri.Made(c.ID)
+	l.nri.PostCreate(ctx, l.pluginPod(s), l.pluginContainer(s, c))
 	l.tell(c, cri.ContainerEventType_CONTAINER_CREATED_EVENT)
 	return c.ID, nil
 }
@@ -140,6 +148,9 @@ func (l *loop) StartContainer(ctx context.Context, id string) error {
 	if s.State != state.Ready {
 		return fault.New(fault.Invalid, "container %s: its sandbox is stopped", c.ID)
 	}
+	if err := l.nri.StartContainer(ctx, l.pluginPod(s), l.pluginContainer(s, c)); err != nil {
+		return l.failStart(c, err)
+	}
 	v := *c
 	if err := l.launch(s, &v); err != nil {
 		return l.failStart(c, err)
@@ -150,6 +161,7 @@ func (l *loop) StartContainer(ctx context.Context, id string) error {
 	}
 	slog.Info("container started", "id", v.ID, "container", v.Meta().GetName(), "sandbox", v.Sandbox, "pid", v.Pid)
 	l.tell(&v, cri.ContainerEventType_CONTAINER_STARTED_EVENT)
+	l.nri.PostStart(ctx, l.pluginPod(s), l.pluginContainer(s, &v))
 	return nil
 }
 
@@ -201,6 +213,7 @@ func (l *loop) failStart(c *state.Container, cause error) error {
 	}
 	l.over(v.ID)
 	l.tell(&v, cri.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	l.pluginStopped(&v)
 	return fmt.Errorf("container %s: %w", c.Meta().GetName(), cause)
 }
 
@@ -240,11 +253,40 @@ func (l *loop) RemoveContainer(ctx context.Context, id string) error {
 	l.sizes.Drop(filepath.Join(l.hands.Layer(c.ID), "upper"))
 	l.over(c.ID)
 	l.tell(c, cri.ContainerEventType_CONTAINER_DELETED_EVENT)
+	if s, err := l.store.Sandbox(c.Sandbox); err == nil {
+		l.nri.RemoveContainer(ctx, c.ID, l.pluginPod(s), l.pluginContainer(s, c))
+	}
 	return nil
 }
 
 // UpdateContainerResources changes limits; fields that are zero stay as they are. Before the start it only records.
-func (l *loop) UpdateContainerResources(_ context.Context, id string, r *cri.LinuxContainerResources) error {
+func (l *loop) UpdateContainerResources(ctx context.Context, id string, r *cri.LinuxContainerResources) error {
+	c, err := l.store.Container(id)
+	if err != nil {
+		return err
+	}
+	s, err := l.store.Sandbox(c.Sandbox)
+	if err != nil {
+		return err
+	}
+	changed, err := l.nri.UpdateContainer(ctx, c.ID, l.pluginPod(s), l.pluginContainer(s, c), nri.FromCRI(r))
+	if err != nil {
+		return err
+	}
+	if changed != nil {
+		r = changed.CRI()
+	}
+	if err := l.setLimits(c.ID, r); err != nil {
+		return err
+	}
+	if c, err = l.store.Container(c.ID); err == nil {
+		l.nri.PostUpdate(ctx, l.pluginPod(s), l.pluginContainer(s, c))
+	}
+	return nil
+}
+
+// setLimits changes limits, whoever wants it.
+func (l *loop) setLimits(id string, r *cri.LinuxContainerResources) error {
 	c, err := l.store.Container(id)
 	if err != nil {
 		return err

@@ -18,6 +18,7 @@ import (
 	"worknode/runtime/api"
 	"worknode/runtime/image"
 	"worknode/runtime/metrics"
+	"worknode/runtime/nri"
 	"worknode/runtime/plan"
 	"worknode/runtime/registry"
 	"worknode/runtime/state"
@@ -39,6 +40,7 @@ type loop struct {
 	registry *registry.Client
 	pulls    pulls
 	net      *networks
+	nri      *nri.Hub // nil when it is off
 	stream   *stream.Server
 	tasks    *task.Group
 	events   hub
@@ -141,6 +143,7 @@ func (l *loop) exited(ctx context.Context, e wire.Exit) {
 		err = l.store.PutContainer(&v)
 		l.over(v.ID)
 		l.tell(&v, cri.ContainerEventType_CONTAINER_STOPPED_EVENT)
+		l.pluginStopped(&v)
 		if err != nil {
 			slog.Error("exit is kept in memory only", "id", v.ID, "error", err)
 			return // not forgotten: the monitor repeats it to the next runtime

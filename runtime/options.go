@@ -21,6 +21,8 @@ func FromConfig(c config.Config) (Options, error) {
 		ImageDir: c.Images.Folder, CertsDirs: c.Images.CertsDirs, PullStall: time.Duration(c.Images.ProgressTimeout),
 		Pinned: c.Images.Pinned, Parallel: c.Images.Parallel, Metrics: c.Metrics.Address, Debug: c.Debug.Socket,
 		CNI: cni.Config{ConfDir: c.Network.CNIConfDir, BinDirs: c.Network.CNIBinDirs}, CDIDirs: c.Devices.CDIDirs,
+		NRI: NRI{Off: !c.NRI.Enabled, Socket: c.NRI.Socket, PluginDir: c.NRI.PluginDir, ConfigDir: c.NRI.ConfigDir,
+			RegistrationTimeout: time.Duration(c.NRI.RegistrationTimeout), RequestTimeout: time.Duration(c.NRI.RequestTimeout)},
 	}
 	if c.Network.Bridge != "" {
 		subnet, err := netip.ParsePrefix(c.Network.PodCIDR)

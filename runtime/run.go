@@ -42,11 +42,20 @@ type Options struct {
 	Bridge     network.Config // built-in pod network; no name: CNI plugins connect pods
 	CNI        cni.Config     // empty folders: /etc/cni/net.d, /opt/cni/bin and a folder in Root
 	CDIDirs    []string       // folders of CDI specifications, the last wins; nil: where everybody looks
+	NRI        NRI            // plugins that see and adjust containers
 	Streaming  string         // address of the streaming server; empty: 127.0.0.1:0
 	Metrics    string         // address for /metrics and /healthz over HTTP; empty: none
 	Debug      string         // unix socket with pprof, /metrics and /healthz; empty: Run/debug.sock; "-": none
 	Updates    <-chan Options // other options while it runs; of them Pinned, CertsDirs and PullStall count
 	Ready      func()         // called once when the socket answers; may be nil
+}
+
+// NRI says whether and where plugins are let in. Zero: on, at the usual places.
+type NRI struct {
+	Off                                 bool
+	Socket                              string // empty: /var/run/nri/nri.sock for the default run folder, else nri.sock in Run; "-": none
+	PluginDir, ConfigDir                string // installed plugins and their configurations; empty: none are started
+	RegistrationTimeout, RequestTimeout time.Duration
 }
 
 // maxSocket is what fits into a unix socket address. Source: unix(7), sun_path.
@@ -77,7 +86,9 @@ func Run(ctx context.Context, opt Options) error {
 	if err := l.recover(ctx); err != nil {
 		return err
 	}
+	l.openNRI()
 	tasks.Go("monitor", func(ctx context.Context) { l.keeper.Run(ctx, l.exit) })
+	l.startNRI(ctx)
 	tasks.Go("configuration", l.follow)
 	l.operate()
 	tasks.Go("streaming", func(ctx context.Context) {
@@ -119,6 +130,7 @@ func (o *Options) fill() error {
 	if len(o.CNI.BinDirs) == 0 {
 		o.CNI.BinDirs = []string{"/opt/cni/bin"}
 	}
+	o.NRI.Socket = o.nriSocket()
 	if o.CDIDirs == nil {
 		o.CDIDirs = cdi.DefaultDirs
 	}

@@ -85,13 +85,21 @@ func (l *loop) makeSandbox(ctx context.Context, s *state.Sandbox) error {
 	if err := l.hands.WriteFiles(s); err != nil {
 		return err
 	}
-	return l.store.PutSandbox(s)
+	if err := l.nri.RunPod(ctx, s.ID, l.pluginPod(s)); err != nil {
+		return err
+	}
+	if err := l.store.PutSandbox(s); err != nil {
+		return err
+	}
+	l.nri.Made(s.ID)
+	return nil
 }
 
 // unmakeSandbox takes back a sandbox that was made in part; its context is fresh, as the old one may be why we are here.
 func (l *loop) unmakeSandbox(s *state.Sandbox) {
 	ctx, stop := context.WithTimeout(context.Background(), callLimit)
 	defer stop()
+	l.nri.Unmade(ctx, s.ID)
 	if err := l.dissolve(ctx, s, true); err != nil {
 		slog.Warn("half-made sandbox stays until the next start", "id", s.ID, "error", err)
 	}
@@ -148,6 +156,9 @@ func (l *loop) stopSandbox(ctx context.Context, id string, force bool) error {
 			return err
 		}
 	}
+	if !s.NetworkDone {
+		l.pluginStopPod(ctx, &v)
+	}
 	if s.State == state.NotReady && s.NetworkDone {
 		return nil
 	}
@@ -190,6 +201,7 @@ func (l *loop) RemovePodSandbox(ctx context.Context, id string) error {
 	if err := l.store.DropSandbox(s.ID); err != nil {
 		return err
 	}
+	l.nri.RemovePod(ctx, gone.ID, l.pluginPod(gone))
 	l.tellSandbox(gone, cri.ContainerEventType_CONTAINER_DELETED_EVENT)
 	return nil
 }

@@ -53,6 +53,7 @@ func (r *runtimeFlags) bind(f *pflag.FlagSet) {
 	text("bridge", func(c *config.Config) *string { return &c.Network.Bridge }, "serve pods with the built-in bridge of this name, not by CNI plugins")
 	text("pod-cidr", func(c *config.Config) *string { return &c.Network.PodCIDR }, "addresses of the pods on the built-in bridge")
 	list("cdi-dir", func(c *config.Config) *[]string { return &c.Devices.CDIDirs }, "folders of CDI specifications (repeatable), the last wins")
+	text("nri-socket", func(c *config.Config) *string { return &c.NRI.Socket }, "where NRI plugins connect (default: /var/run/nri/nri.sock, or nri.sock in another run folder); - for nowhere")
 	text("metrics", func(c *config.Config) *string { return &c.Metrics.Address }, "address for /metrics and /healthz over HTTP")
 	text("log-format", func(c *config.Config) *string { return &c.Log.Format }, "text or json")
 	text("log-level", func(c *config.Config) *string { return &c.Log.Level }, "debug, info, warn or error")

@@ -65,10 +65,8 @@ func (s *Server) ListPodSandbox(_ context.Context, r *cri.ListPodSandboxRequest)
 	return reply, nil
 }
 
-// UpdatePodSandboxResources only acknowledges: the pod's cgroup is kubelet's, and so are its limits.
-func (s *Server) UpdatePodSandboxResources(_ context.Context, r *cri.UpdatePodSandboxResourcesRequest) (*cri.UpdatePodSandboxResourcesResponse, error) {
-	_, err := s.node.Store().Sandbox(r.GetPodSandboxId())
-	return &cri.UpdatePodSandboxResourcesResponse{}, err
+func (s *Server) UpdatePodSandboxResources(ctx context.Context, r *cri.UpdatePodSandboxResourcesRequest) (*cri.UpdatePodSandboxResourcesResponse, error) {
+	return &cri.UpdatePodSandboxResourcesResponse{}, s.node.UpdatePodSandboxResources(ctx, r)
 }
 
 func (s *Server) PortForward(_ context.Context, r *cri.PortForwardRequest) (*cri.PortForwardResponse, error) {

@@ -28,6 +28,7 @@ type Node interface {
 	RunPodSandbox(ctx context.Context, config *cri.PodSandboxConfig, handler string) (string, error)
 	StopPodSandbox(ctx context.Context, id string) error
 	RemovePodSandbox(ctx context.Context, id string) error
+	UpdatePodSandboxResources(ctx context.Context, r *cri.UpdatePodSandboxResourcesRequest) error
 	CreateContainer(ctx context.Context, sandbox string, config *cri.ContainerConfig) (string, error)
 	StartContainer(ctx context.Context, id string) error
 	StopContainer(ctx context.Context, id string, timeout time.Duration) error

@@ -35,6 +35,7 @@ type Config struct {
 	Images  Images  `toml:"images"`
 	Network Network `toml:"network"`
 	Devices Devices `toml:"devices"`
+	NRI     NRI     `toml:"nri"`
 	Metrics Metrics `toml:"metrics"`
 	Debug   Debug   `toml:"debug"`
 }
@@ -75,6 +76,16 @@ type Devices struct {
 	CDIDirs []string `toml:"cdi-dirs"` // folders of CDI specifications, read for each container that names a device; a later one wins
 }
 
+// NRI is about plugins of the Node Resource Interface, which may adjust containers.
+type NRI struct {
+	Enabled             bool     `toml:"enabled"`              // let plugins in
+	Socket              string   `toml:"socket"`               // where plugins connect; empty: /var/run/nri/nri.sock if run is the default, else nri.sock there; "-": nowhere
+	PluginDir           string   `toml:"plugin-dir"`           // plugins to start: programs named INDEX-NAME
+	ConfigDir           string   `toml:"plugin-config-dir"`    // what those are told: INDEX-NAME.conf or NAME.conf
+	RegistrationTimeout Duration `toml:"registration-timeout"` // how long a plugin may take to register
+	RequestTimeout      Duration `toml:"request-timeout"`      // how long a plugin may take to answer; then it is dropped
+}
+
 // Metrics is about numbers for others.
 type Metrics struct {
 	Address string `toml:"address"` // serve /metrics and /healthz here over HTTP, without log-in; empty: only on the debug socket
@@ -96,6 +107,10 @@ func Default() Config {
 		},
 		Network: Network{PodCIDR: "10.88.0.0/16", CNIConfDir: "/etc/cni/net.d", CNIBinDirs: []string{"/opt/cni/bin"}},
 		Devices: Devices{CDIDirs: []string{"/etc/cdi", "/var/run/cdi"}},
+		NRI: NRI{
+			Enabled: true, PluginDir: "/opt/nri/plugins", ConfigDir: "/etc/nri/conf.d",
+			RegistrationTimeout: Duration(5 * time.Second), RequestTimeout: Duration(2 * time.Second),
+		},
 	}
 }
 

@@ -153,3 +153,18 @@ func WithResources(c *cri.ContainerConfig, r *cri.LinuxContainerResources) *cri.
 	out.Linux.Resources = r
 	return out
 }
+
+// WithPodResources is a copy of a pod's request with other resources; nil leaves what was there.
+func WithPodResources(c *cri.PodSandboxConfig, overhead, resources *cri.LinuxContainerResources) *cri.PodSandboxConfig {
+	out := proto.CloneOf(c)
+	if out.Linux == nil {
+		out.Linux = &cri.LinuxPodSandboxConfig{}
+	}
+	if overhead != nil {
+		out.Linux.Overhead = overhead
+	}
+	if resources != nil {
+		out.Linux.Resources = resources
+	}
+	return out
+}

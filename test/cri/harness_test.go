@@ -72,7 +72,9 @@ func serve(dir string) {
 		CgroupRoot: "/wn-test-" + filepath.Base(dir), ImageDir: filepath.Join(dir, "images"),
 		Bridge:  network.Config{Bridge: "wn0", Subnet: netip.MustParsePrefix("10.88.0.0/24")},
 		CDIDirs: []string{filepath.Join(dir, "cdi"), filepath.Join(dir, "cdi-late")},
+		NRI:     runtime.NRI{PluginDir: os.Getenv("WORKNODE_TEST_NRI_PLUGINS"), ConfigDir: os.Getenv("WORKNODE_TEST_NRI_CONF")},
 	}
+	o.NRI.RequestTimeout, _ = time.ParseDuration(os.Getenv("WORKNODE_TEST_NRI_TIMEOUT")) // empty: the usual
 	if lab := os.Getenv("WORKNODE_TEST_CNI"); lab != "" {
 		o.Bridge = network.Config{}
 		o.CNI = cni.Config{ConfDir: filepath.Join(lab, "net.d"), BinDirs: []string{filepath.Join(lab, "bin")}, AddLimit: 3 * time.Second, DelLimit: 3 * time.Second}

@@ -168,6 +168,11 @@ func furnish(t *testing.T, dir string) {
 	if out, err := plugins.CombinedOutput(); err != nil {
 		t.Fatalf("build the reference plugins: %v\n%s", err, out)
 	}
+	plugin := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/top/nri", ".")
+	plugin.Dir, plugin.Env = filepath.Join(harness.Top(), "test/upstream/nri"), append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	if out, err := plugin.CombinedOutput(); err != nil {
+		t.Fatalf("build the NRI plugin: %v\n%s", err, out)
+	}
 	write(t, dir+"/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n", 0o644)
 	write(t, dir+"/etc/group", "root:x:0:\nnogroup:x:65534:\n", 0o644)
 	write(t, dir+"/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n", 0o644)
@@ -201,7 +206,7 @@ func script(suites []*suite) string {
 	fmt.Fprintf(&b, `#!/bin/sh
 # Messages of the kernel would land in the middle of our lines.
 dmesg -n 1
-export PATH=/tools:$PATH WORKNODE_TOP=/top WORKNODE_MONITOR=/top/bin/worknode-monitor WORKNODE_CNI_PLUGINS=/top/cni WORKNODE_SLOW=%d
+export PATH=/tools:$PATH WORKNODE_TOP=/top WORKNODE_MONITOR=/top/bin/worknode-monitor WORKNODE_CNI_PLUGINS=/top/cni WORKNODE_NRI_PLUGIN=/top/nri WORKNODE_SLOW=%d
 mkdir /root/manifests
 lacking() {
 	what=$1

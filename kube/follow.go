@@ -154,24 +154,31 @@ func (f *follower) event(event watch.Event) error {
 	return nil
 }
 
+// pageSize bounds how many objects are decoded before the first of them is delivered: a cluster's worth of them at once
+// would take several times the memory of what is kept.
+const pageSize = 500
+
+// list reads all objects, page by page, and delivers what is new, changed or gone. Of a first list each page is delivered
+// as it comes; later, what is gone is delivered first.
 func (f *follower) list(ctx context.Context) error {
-	list := f.r.NewList()
-	if err := f.client.listing(f.r, f.where).Do(ctx).Into(list); err != nil {
-		return err
+	first := len(f.known) == 0
+	here := make(map[types.NamespacedName]seen, len(f.known))
+	if first {
+		here = f.known // should a page fail, the next list knows what was delivered
 	}
-	lm, err := meta.ListAccessor(list)
-	if err != nil {
-		return err
-	}
-	here := make(map[types.NamespacedName]seen, meta.LenList(list))
 	var put []runtime.Object
-	err = meta.EachListItem(list, func(obj runtime.Object) error {
+	each := func(obj runtime.Object) error {
 		m, err := meta.Accessor(obj)
 		if err != nil {
 			return err
 		}
 		key := types.NamespacedName{Namespace: m.GetNamespace(), Name: m.GetName()}
 		now := seen{m.GetUID(), m.GetResourceVersion()}
+		if first {
+			here[key] = now
+			f.send(Delta{Put, obj})
+			return nil
+		}
 		here[key] = now
 		was, had := f.known[key]
 		if had && was.uid != now.uid {
@@ -181,9 +188,24 @@ func (f *follower) list(ctx context.Context) error {
 			put = append(put, obj)
 		}
 		return nil
-	})
-	if err != nil {
-		return err
+	}
+	rv := ""
+	for page := ""; ; {
+		list := f.r.NewList()
+		if err := f.client.page(f.r, f.where, page).Do(ctx).Into(list); err != nil {
+			return err
+		}
+		lm, err := meta.ListAccessor(list)
+		if err != nil {
+			return err
+		}
+		if err := meta.EachListItem(list, each); err != nil {
+			return err
+		}
+		rv = lm.GetResourceVersion()
+		if page = lm.GetContinue(); page == "" {
+			break
+		}
 	}
 	for key, was := range f.known {
 		if _, still := here[key]; !still {
@@ -193,7 +215,7 @@ func (f *follower) list(ctx context.Context) error {
 	for _, obj := range put {
 		f.send(Delta{Put, obj})
 	}
-	f.known, f.rv = here, lm.GetResourceVersion()
+	f.known, f.rv = here, rv
 	if !f.synced {
 		f.synced = true
 		f.send(Delta{Op: Synced})
@@ -217,7 +239,16 @@ func (f *follower) request() *rest.Request {
 }
 
 func (c *Client) listing(r Resource, where Where) *rest.Request {
-	options := metav1.ListOptions{FieldSelector: where.Field, LabelSelector: where.Label}
+	return c.list(r, where, metav1.ListOptions{})
+}
+
+// page is a list of at most pageSize objects, from where another one ended.
+func (c *Client) page(r Resource, where Where, from string) *rest.Request {
+	return c.list(r, where, metav1.ListOptions{Limit: pageSize, Continue: from})
+}
+
+func (c *Client) list(r Resource, where Where, options metav1.ListOptions) *rest.Request {
+	options.FieldSelector, options.LabelSelector = where.Field, where.Label
 	return c.groups[r.Group].Verb(http.MethodGet).NamespaceIfScoped(where.Namespace, r.Namespaced && where.Namespace != "").
 		Resource(r.Name).VersionedParams(&options, c.params)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -110,6 +111,9 @@ func (l *loop) Configure(ctx context.Context, s state.Settings) {
 
 // run is the actor. It returns when ctx ends and leaves the tables as they are.
 func (l *loop) run(ctx context.Context) {
+	// Most of the heap is what the cluster is, and changes in it are small: collecting twice as often as is usual costs
+	// next to nothing and saves a quarter of the memory.
+	debug.SetGCPercent(50)
 	check := time.NewTicker(l.checkPeriod())
 	defer check.Stop()
 	again := time.NewTimer(0)

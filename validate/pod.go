@@ -173,6 +173,56 @@ func PodUpdate(pod, old *corev1.Pod) field.ErrorList {
 	return all
 }
 
+// EphemeralUpdate checks a change of a pod's ephemeral containers: they may be added, and neither changed nor removed.
+// Source: KEP-277; API docs of PodSpec.ephemeralContainers.
+func EphemeralUpdate(pod, old *corev1.Pod) (all field.ErrorList) {
+	path := field.NewPath("spec", "ephemeralContainers")
+	taken, targets, names := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			taken[list[i].Name], targets[list[i].Name] = true, true
+		}
+	}
+	for i := range pod.Spec.Volumes {
+		names[pod.Spec.Volumes[i].Name] = true
+	}
+	for i := range pod.Spec.EphemeralContainers {
+		e, at := &pod.Spec.EphemeralContainers[i], path.Index(i)
+		c := corev1.Container(e.EphemeralContainerCommon)
+		all = append(all, container(&c, names, at)...)
+		if taken[e.Name] {
+			all = append(all, field.Duplicate(at.Child("name"), e.Name))
+		}
+		taken[e.Name] = true
+		if e.TargetContainerName != "" && !targets[e.TargetContainerName] {
+			all = append(all, field.NotFound(at.Child("targetContainerName"), e.TargetContainerName))
+		}
+		for what, set := range map[string]bool{
+			"ports": len(e.Ports) > 0, "livenessProbe": e.LivenessProbe != nil, "readinessProbe": e.ReadinessProbe != nil, "startupProbe": e.StartupProbe != nil,
+			"lifecycle": e.Lifecycle != nil, "resources": len(e.Resources.Limits)+len(e.Resources.Requests) > 0, "resizePolicy": len(e.ResizePolicy) > 0,
+		} {
+			if set {
+				all = append(all, field.Forbidden(at.Child(what), "cannot be set for an Ephemeral Container"))
+			}
+		}
+		for j := range e.VolumeMounts {
+			if m := &e.VolumeMounts[j]; m.SubPath != "" || m.SubPathExpr != "" {
+				all = append(all, field.Forbidden(at.Child("volumeMounts").Index(j).Child("subPath"), "cannot be set for an Ephemeral Container"))
+			}
+		}
+	}
+	for i := range old.Spec.EphemeralContainers {
+		was, kept := &old.Spec.EphemeralContainers[i], false
+		for j := range pod.Spec.EphemeralContainers {
+			kept = kept || equal(*was, pod.Spec.EphemeralContainers[j])
+		}
+		if !kept {
+			all = append(all, field.Forbidden(path, "existing ephemeral containers \""+was.Name+"\" may not be removed or changed\n"))
+		}
+	}
+	return all
+}
+
 // fixed is old's spec with the fields that may change as pod has them.
 func fixed(old, pod *corev1.Pod) *corev1.PodSpec {
 	spec := old.Spec.DeepCopy()

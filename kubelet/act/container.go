@@ -104,8 +104,9 @@ func (a *Act) config(ctx context.Context, pod *v1.Pod, spec *v1.Container, node 
 	}
 	in := translate.ContainerInput{
 		Pod: pod, Container: spec, RestartCount: t.Attempt, PodIPs: t.Sandbox.IPs, Node: node,
-		Image:   translate.ImageFacts{ID: t.Image.ID, User: t.Image.User, UID: t.Image.UID},
-		Volumes: a.Volumes.Paths(pod), Objects: a.Objects.With(ctx),
+		TargetID: t.Target,
+		Image:    translate.ImageFacts{ID: t.Image.ID, User: t.Image.User, UID: t.Image.UID},
+		Volumes:  a.Volumes.Paths(pod), Objects: a.Objects.With(ctx),
 		Services: append(a.Objects.Services(pod.Namespace), kubernetesService(a.Objects, pod.Namespace)...),
 	}
 	if pod.Spec.HostNetwork {

@@ -37,7 +37,8 @@ type cluster struct {
 	key *ecdsa.PrivateKey
 
 	mu      sync.Mutex
-	life    time.Duration
+	age     time.Duration // of a certificate when it is issued
+	life    time.Duration // that is left to it then
 	deny    bool
 	silent  bool // nobody approves
 	asked   []*certificates.CertificateSigningRequest
@@ -62,7 +63,7 @@ func startCluster(t *testing.T, life time.Duration) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, ca: ca, key: key, life: life, changed: make(chan struct{})}
+	c := &cluster{t: t, ca: ca, key: key, age: time.Second, life: life, changed: make(chan struct{})}
 	c.Server = httptest.NewUnstartedServer(http.HandlerFunc(c.serve))
 	pool := x509.NewCertPool()
 	pool.AddCert(ca)
@@ -213,7 +214,7 @@ func (c *cluster) decide(csr *certificates.CertificateSigningRequest) {
 			usage = x509.ExtKeyUsageServerAuth
 		}
 		now := time.Now()
-		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(now.UnixNano()), Subject: want.Subject, NotBefore: now.Add(-time.Second),
+		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(now.UnixNano()), Subject: want.Subject, NotBefore: now.Add(-c.age),
 			NotAfter: now.Add(c.life), DNSNames: want.DNSNames, IPAddresses: want.IPAddresses, ExtKeyUsage: []x509.ExtKeyUsage{usage}}, c.ca, want.PublicKey, c.key)
 		if err != nil {
 			c.t.Errorf("sign: %v", err)

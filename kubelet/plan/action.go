@@ -56,6 +56,7 @@ type (
 		Sandbox   state.Sandbox
 		Backoff   time.Duration // stored with the container: what the next attempt must wait
 		Image     state.Image
+		Target    string // id of the container whose process namespace an ephemeral container enters; empty: none
 	}
 	// RunHook runs a lifecycle hook, once per attempt. For bounds it; zero is no bound.
 	RunHook struct {

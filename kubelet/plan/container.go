@@ -70,6 +70,13 @@ func (p *planner) container(spec *v1.Container, init bool) v1.ContainerStatus {
 	return s
 }
 
+// ephemeralStatus is the status of an ephemeral container, of which nobody asks whether it serves.
+func (p *planner) ephemeralStatus(spec *v1.Container) v1.ContainerStatus {
+	s := p.container(spec, false)
+	s.Ready, s.Started, s.AllocatedResources, s.Resources = false, nil, nil, nil
+	return s
+}
+
 // unseen fills the status of a container of which the runtime has no record.
 func (p *planner) unseen(spec *v1.Container, init bool, old *v1.ContainerStatus, s *v1.ContainerStatus) {
 	s.State.Waiting = p.pending()

@@ -14,6 +14,7 @@ func (p *planner) run() {
 	if !p.ground() {
 		return
 	}
+	p.ephemerals() // before all others: they may be there to find out why an init container fails
 	if !p.inits() {
 		return
 	}
@@ -119,6 +120,16 @@ func (p *planner) images() {
 	for i := range p.pod.Spec.Containers {
 		p.image(&p.pod.Spec.Containers[i], false)
 	}
+	for i := range p.pod.Spec.EphemeralContainers {
+		if spec := ephemeral(&p.pod.Spec.EphemeralContainers[i]); p.untried(spec.Name) {
+			p.image(spec, false)
+		}
+	}
+}
+
+// untried says that no attempt at a container is known, to the runtime or to the API.
+func (p *planner) untried(name string) bool {
+	return p.have.Newest(name) == nil && !p.ranBefore(name)
 }
 
 func (p *planner) image(spec *v1.Container, init bool) {
@@ -217,6 +228,27 @@ func (p *planner) mains() {
 	p.because("running")
 }
 
+// ephemerals starts the ephemeral containers that people have added to look at the pod. One that names a target enters its
+// process namespace, and so waits for it to run. They end with the pod, which does not wait for them and takes no notice of
+// how they do.
+func (p *planner) ephemerals() {
+	for i := range p.pod.Spec.EphemeralContainers {
+		e := &p.pod.Spec.EphemeralContainers[i]
+		spec, c := ephemeral(e), p.current(e.Name)
+		switch {
+		case c != nil && c.Phase == state.Created:
+			p.start(spec, c, 0)
+		case !p.untried(e.Name):
+		case e.TargetContainerName == "":
+			p.start(spec, nil, 0)
+		default:
+			if target := p.current(e.TargetContainerName); target != nil && target.Phase == state.Running {
+				p.start(spec, nil, 0)
+			}
+		}
+	}
+}
+
 // keep does for one container what its state asks for: start, hook, probe, restart or stop. c is nil if it did not run
 // in this sandbox.
 func (p *planner) keep(spec *v1.Container, c *state.Container, init bool) {
@@ -286,7 +318,20 @@ func (p *planner) start(spec *v1.Container, c *state.Container, backoff time.Dur
 		return
 	}
 	a.Image, a.Attempt = *img, p.nextAttempt(spec.Name)
+	a.Target = p.target(spec.Name)
 	p.try(a)
+}
+
+// target is the id of the container whose processes an ephemeral container is to see; empty for all others.
+func (p *planner) target(name string) string {
+	for i := range p.pod.Spec.EphemeralContainers {
+		if e := &p.pod.Spec.EphemeralContainers[i]; e.Name == name && e.TargetContainerName != "" {
+			if c := p.current(e.TargetContainerName); c != nil {
+				return c.ID
+			}
+		}
+	}
+	return ""
 }
 
 // nextAttempt numbers the next attempt of a container. The API's status remembers what the runtime lost in a reboot.
@@ -315,6 +360,11 @@ func find(s *v1.PodStatus, name string) *v1.ContainerStatus {
 	for i := range s.InitContainerStatuses {
 		if s.InitContainerStatuses[i].Name == name {
 			return &s.InitContainerStatuses[i]
+		}
+	}
+	for i := range s.EphemeralContainerStatuses {
+		if s.EphemeralContainerStatuses[i].Name == name {
+			return &s.EphemeralContainerStatuses[i]
 		}
 	}
 	return nil

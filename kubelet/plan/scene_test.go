@@ -22,7 +22,7 @@ var update = flag.Bool("update", false, "rewrite the plan, say and status lines 
 // A scene is a story in lines. "want" describes the pod, "have" what is found (each line adds to those before); "plan",
 // "say" and "status" are what the planner answers, checked or, with -update, written. Words of want:
 //
-//	web  init/NAME  sidecar/NAME  NAME:postStart  NAME:preStop  NAME:startup  NAME:readiness  NAME:liveness
+//	web  init/NAME  sidecar/NAME  ephemeral/NAME  ephemeral/NAME@TARGET  NAME:postStart  NAME:preStop  NAME:startup  NAME:readiness  NAME:liveness
 //	policy=Never|OnFailure|Always  grace=SECONDS  deadline=SECONDS  delete  gone  reject=REASON
 //
 // Words of have:
@@ -126,6 +126,10 @@ func (s *stage) setWant(words []string) {
 			garnish(c, what)
 		case strings.HasPrefix(w, "init/"):
 			pod.Spec.InitContainers = append(pod.Spec.InitContainers, v1.Container{Name: w[5:], Image: "i"})
+		case strings.HasPrefix(w, "ephemeral/"):
+			name, target, _ := strings.Cut(w[len("ephemeral/"):], "@")
+			pod.Spec.EphemeralContainers = append(pod.Spec.EphemeralContainers, v1.EphemeralContainer{
+				TargetContainerName: target, EphemeralContainerCommon: v1.EphemeralContainerCommon{Name: name, Image: "i"}})
 		case strings.HasPrefix(w, "sidecar/"):
 			pod.Spec.InitContainers = append(pod.Spec.InitContainers, v1.Container{Name: w[8:], Image: "i", RestartPolicy: &always})
 		default:
@@ -349,6 +353,9 @@ func describe(a Action) string {
 	case StartContainer:
 		if t.ID != "" {
 			return fmt.Sprintf("start %s#%d which exists", t.Container, t.Attempt)
+		}
+		if t.Target != "" {
+			return fmt.Sprintf("start %s#%d in %s", t.Container, t.Attempt, t.Target)
 		}
 		if t.Backoff > 0 {
 			return fmt.Sprintf("start %s#%d (next waits %s)", t.Container, t.Attempt, t.Backoff)

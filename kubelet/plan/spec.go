@@ -24,7 +24,21 @@ func Lookup(pod *v1.Pod, name string) (c *v1.Container, init bool) {
 			return &pod.Spec.InitContainers[i], true
 		}
 	}
+	for i := range pod.Spec.EphemeralContainers {
+		if pod.Spec.EphemeralContainers[i].Name == name {
+			return ephemeral(&pod.Spec.EphemeralContainers[i]), false
+		}
+	}
 	return nil, false
+}
+
+// ephemeral is an ephemeral container as a container: one that is never run twice. It has no probes and no hooks.
+// Source: KEP-277; API docs of EphemeralContainer.
+func ephemeral(e *v1.EphemeralContainer) *v1.Container {
+	c := v1.Container(e.EphemeralContainerCommon)
+	never := v1.ContainerRestartPolicyNever
+	c.RestartPolicy = &never
+	return &c
 }
 
 func postStart(c *v1.Container) bool { return c.Lifecycle != nil && c.Lifecycle.PostStart != nil }

@@ -19,7 +19,6 @@ func (p *planner) report() {
 	s := v1.PodStatus{
 		ObservedGeneration: max(p.pod.Generation, old.ObservedGeneration), NominatedNodeName: old.NominatedNodeName,
 		HostIP: old.HostIP, HostIPs: old.HostIPs, StartTime: old.StartTime, QOSClass: old.QOSClass,
-		EphemeralContainerStatuses: old.EphemeralContainerStatuses,
 	}
 	if s.StartTime == nil && p.want.Reject.Reason == "" {
 		t := second(p.now)
@@ -38,6 +37,12 @@ func (p *planner) report() {
 		s.ContainerStatuses = make([]v1.ContainerStatus, n)
 		for i := range p.pod.Spec.Containers {
 			s.ContainerStatuses[i] = p.container(&p.pod.Spec.Containers[i], false)
+		}
+	}
+	if n := len(p.pod.Spec.EphemeralContainers); n > 0 && !refused {
+		s.EphemeralContainerStatuses = make([]v1.ContainerStatus, n)
+		for i := range p.pod.Spec.EphemeralContainers {
+			s.EphemeralContainerStatuses[i] = p.ephemeralStatus(ephemeral(&p.pod.Spec.EphemeralContainers[i]))
 		}
 	}
 	s.Phase = p.phase(&s)

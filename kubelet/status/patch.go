@@ -37,6 +37,7 @@ type fields struct {
 	StartTime             *metav1.Time         `json:"startTime,omitempty"`
 	InitContainerStatuses []v1.ContainerStatus `json:"initContainerStatuses,omitempty"`
 	ContainerStatuses     []v1.ContainerStatus `json:"containerStatuses,omitempty"`
+	Ephemeral             []v1.ContainerStatus `json:"ephemeralContainerStatuses,omitempty"`
 	QOSClass              v1.PodQOSClass       `json:"qosClass,omitempty"`
 }
 
@@ -55,7 +56,7 @@ func encode(uid types.UID, s *v1.PodStatus, moved bool) ([]byte, error) {
 	p := patch{Status: fields{
 		ObservedGeneration: s.ObservedGeneration, Phase: s.Phase, Reason: orNull(s.Reason), Message: orNull(s.Message),
 		HostIP: s.HostIP, HostIPs: s.HostIPs, PodIP: s.PodIP, StartTime: s.StartTime,
-		InitContainerStatuses: s.InitContainerStatuses, ContainerStatuses: s.ContainerStatuses, QOSClass: s.QOSClass,
+		InitContainerStatuses: s.InitContainerStatuses, ContainerStatuses: s.ContainerStatuses, Ephemeral: s.EphemeralContainerStatuses, QOSClass: s.QOSClass,
 		Conditions: make([]condition, 0, len(owned)),
 	}}
 	p.Metadata.UID = uid

@@ -14,7 +14,8 @@ func Same(a, b *v1.PodStatus) bool {
 		(a.StartTime == nil) == (b.StartTime == nil) && slices.Equal(a.PodIPs, b.PodIPs) && slices.Equal(a.HostIPs, b.HostIPs) &&
 		slices.EqualFunc(a.Conditions, b.Conditions, sameCondition) &&
 		slices.EqualFunc(a.InitContainerStatuses, b.InitContainerStatuses, sameContainer) &&
-		slices.EqualFunc(a.ContainerStatuses, b.ContainerStatuses, sameContainer)
+		slices.EqualFunc(a.ContainerStatuses, b.ContainerStatuses, sameContainer) &&
+		slices.EqualFunc(a.EphemeralContainerStatuses, b.EphemeralContainerStatuses, sameContainer)
 }
 
 func sameCondition(a, b v1.PodCondition) bool {

@@ -61,6 +61,7 @@ func (g groupVersion) resources() []metav1.APIResource {
 		case store.Pods:
 			sub("attach", "", "", "PodAttachOptions", "create", "get")
 			sub("binding", "", "", "Binding", "create")
+			sub(debugSub, "", "", "Pod", "get", "patch", "update")
 			sub("eviction", "policy", "v1", "Eviction", "create")
 			sub("exec", "", "", "PodExecOptions", "create", "get")
 			sub("log", "", "", "Pod", "get")

@@ -76,7 +76,8 @@ func (s *Server) serve(w http.ResponseWriter, r *request) error {
 	if r.review != "" {
 		return s.serveReview(w, r)
 	}
-	if r.sub != "" && r.sub != "status" {
+	debug := r.sub == debugSub && r.resource == store.Pods && r.rest == ""
+	if r.sub != "" && r.sub != "status" && !debug {
 		return s.serveSub(w, r)
 	}
 	if r.sub == "status" && !r.resource.Status {

@@ -100,6 +100,19 @@ func keep(s *string, old string) {
 	}
 }
 
+// debugSub is the subresource by which kubectl debug adds containers to a running pod. Source: KEP-277.
+const debugSub = "ephemeralcontainers"
+
+// prepareDebug lets nothing of a change through but ephemeral containers.
+func prepareDebug(obj, was store.Object) {
+	pod, old := obj.(*corev1.Pod), was.(*corev1.Pod)
+	added := pod.Spec.EphemeralContainers
+	pod.Spec, pod.Status = *old.Spec.DeepCopy(), *old.Status.DeepCopy()
+	pod.Spec.EphemeralContainers = added
+	pod.SetLabels(old.Labels)
+	pod.SetAnnotations(old.Annotations)
+}
+
 // prepareStatus keeps a change of the status subresource out of the spec.
 func prepareStatus(obj, was store.Object) {
 	obj.SetOwnerReferences(was.GetOwnerReferences())

@@ -70,8 +70,12 @@ func container(pod *corev1.Pod, name string) (string, error) {
 	for _, c := range pod.Spec.InitContainers {
 		inits = append(inits, c.Name)
 	}
+	var others []string // reached by name alone
+	for _, c := range pod.Spec.EphemeralContainers {
+		others = append(others, c.Name)
+	}
 	if name != "" {
-		for _, list := range [][]string{all, inits} {
+		for _, list := range [][]string{all, inits, others} {
 			for _, c := range list {
 				if c == name {
 					return name, nil

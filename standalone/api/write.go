@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/util/uuid"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"worknode/defaults"
 	"worknode/standalone/store"
@@ -26,13 +27,14 @@ type Write struct {
 	DryRun  bool   // do everything but store
 	Manager string // who makes it, for server-side apply's book-keeping
 	Status  bool   // the change is of the status subresource
+	Debug   bool   // the change is of the ephemeralcontainers subresource: it adds to that list and changes nothing else
 
 	applied bool // the object comes from Apply and brings its owners
 }
 
 // options reads what post, put and patch have in common from the query.
 func (r *request) options() (Write, strictness, error) {
-	w := Write{Status: r.sub == "status", Manager: r.query.Get("fieldManager")}
+	w := Write{Status: r.sub == "status", Debug: r.sub == debugSub, Manager: r.query.Get("fieldManager")}
 	if w.Manager == "" {
 		w.Manager = managerOf(r.UserAgent())
 	}
@@ -287,17 +289,25 @@ func (s *Server) replace(r *store.Resource, old *store.Item, obj store.Object, o
 	obj.SetDeletionGracePeriodSeconds(was.GetDeletionGracePeriodSeconds())
 	obj.SetGeneration(was.GetGeneration())
 	obj.SetResourceVersion(was.GetResourceVersion())
-	if o.Status {
+	switch {
+	case o.Status:
 		prepareStatus(obj, was)
-	} else {
+	case o.Debug:
+		prepareDebug(obj, was)
+	default:
 		prepareUpdate(obj, was)
 	}
 	defaults.Object(obj)
 	completeUpdate(obj, was)
-	if !o.Status {
-		if errs := validate.Update(obj, was); len(errs) > 0 {
-			return nil, apierrors.NewInvalid(r.GVK().GroupKind(), obj.GetName(), errs)
-		}
+	var errs field.ErrorList
+	switch {
+	case o.Debug:
+		errs = validate.EphemeralUpdate(obj.(*corev1.Pod), was.(*corev1.Pod))
+	case !o.Status:
+		errs = validate.Update(obj, was)
+	}
+	if len(errs) > 0 {
+		return nil, apierrors.NewInvalid(r.GVK().GroupKind(), obj.GetName(), errs)
 	}
 	unlock, err := s.allocate(obj, was)
 	if err != nil {

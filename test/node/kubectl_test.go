@@ -44,6 +44,13 @@ func TestKubectlFeelsAtHome(t *testing.T) {
 	if _, _, code := n.Kubectl("exec", "good", "--", "/bin/sh", "-c", "exit 42"); code != 42 {
 		t.Errorf("kubectl exec ends with %d, want the command's own 42", code)
 	}
+	kubectl("debug", "good", "--image=worknode.test/app:1", "--container=look", "--target=main", "--", "/bin/sh", "-c", "echo I see $(cat /proc/1/cmdline); sleep 1000")
+	kubectl("wait", "--for=jsonpath={.status.ephemeralContainerStatuses[0].state.running}", "pod/good", "--timeout=30s")
+	has(kubectl("logs", "good", "-c", "look"), "I see /app")
+	has(kubectl("get", "pods"), "1/1")
+	if _, errs, code := n.Kubectl("debug", "good", "--image=x", "--container=look", "--target=main"); code == 0 {
+		t.Errorf("a debug container was replaced: %s", errs)
+	}
 	kubectl("create", "configmap", "settings", "--from-literal=colour=green")
 	kubectl("patch", "configmap", "settings", "--type=merge", "-p", `{"data":{"colour":"blue"}}`)
 	has(kubectl("get", "configmap", "settings", "-o", "yaml"), "colour: blue")

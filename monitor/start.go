@@ -87,7 +87,11 @@ func (l *launch) run(fds []int) (err error) {
 	}}
 	err = l.prepare(fds)
 	if err == nil {
-		err = l.clone()
+		if l.req.Foreign != nil {
+			err = l.borrow()
+		} else {
+			err = l.clone()
+		}
 	}
 	for _, f := range append(l.child[:], l.enter) {
 		if f != nil {
@@ -217,8 +221,15 @@ func (l *launch) prepareExec(fds []int) error {
 		return fault.New(fault.NotFound, "exec %s: container %s: %w", l.req.ID, l.req.Join, err)
 	}
 	if len(l.req.Init.Cgroup) == 0 {
-		l.req.Init.Cgroup = cgroup
 		l.proc.info.Cgroup = cgroup
+		if l.req.Foreign == nil {
+			l.req.Init.Cgroup = cgroup
+		}
+	}
+	if l.req.Foreign != nil { // the other runtime knows the way
+		l.enter.Close()
+		l.enter = nil
+		return nil
 	}
 	l.user = !sameUser(target.info.Pid)
 	if l.req.Init.OOMScoreAdj == nil {
@@ -438,7 +449,8 @@ func (l *launch) follow(conn *wire.Conn) error {
 	deadline := time.Now().Add(initLimit + l.req.Hooks.Limit())
 	_ = conn.SetWriteDeadline(deadline)
 	_ = conn.SetReadDeadline(deadline)
-	order := inside.Request{Init: l.req.Init, Terminal: l.req.Terminal, Enter: l.enter != nil, Keyring: ring, User: l.user, Hooks: l.req.Hooks}
+	order := inside.Request{Init: l.req.Init, Terminal: l.req.Terminal, Enter: l.enter != nil, Keyring: ring, User: l.user, Hooks: l.req.Hooks,
+		Aside: l.req.Foreign != nil}
 	unsent := conn.Send(order)
 	if l.user && unsent == nil { // again, for the life inside the user namespace
 		unsent = conn.Send(order)

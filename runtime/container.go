@@ -177,11 +177,10 @@ func (l *loop) launch(s *state.Sandbox, c *state.Container) error {
 	if err := l.hands.MakeCgroup(c.Cgroup, made.Spec.Linux.Resources); err != nil {
 		return err
 	}
-	start, err := l.hands.Start(c, made, l.images.Base())
+	start, err := l.start(s, c, made)
 	if err != nil {
 		return err
 	}
-	start.Init.Cgroup = l.hands.Tree.ProcsFiles(c.Cgroup)
 	ctx, stop := context.WithTimeout(l.tasks.Context(), callLimit+start.Hooks.Limit())
 	defer stop()
 	p, _, err := l.keeper.Start(ctx, start, nil)

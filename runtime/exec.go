@@ -58,7 +58,8 @@ func (l *loop) startExec(ctx context.Context, id string, args []string, terminal
 		return nil, err
 	}
 	execID := "exec-" + newID()[:24]
-	start, err := l.hands.Exec(execID, c, made, args, terminal)
+	start, remove, err := l.execStart(s, execID, c, made, args, terminal)
+	defer remove()
 	if err != nil {
 		return nil, err
 	}

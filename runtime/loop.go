@@ -16,6 +16,7 @@ import (
 	"worknode/monitor/wire"
 	"worknode/runtime/act"
 	"worknode/runtime/api"
+	"worknode/runtime/handler"
 	"worknode/runtime/image"
 	"worknode/runtime/metrics"
 	"worknode/runtime/nri"
@@ -49,8 +50,11 @@ type loop struct {
 	sizes    act.Written
 	counts   metrics.Own
 
-	mu    sync.Mutex
-	lives map[string]*life // containers that may still exit
+	handlers map[string]handler.Config // beside the native one; does not change
+
+	mu       sync.Mutex
+	features map[string]handler.Features // of handlers, as far as they have told
+	lives    map[string]*life            // containers that may still exit
 }
 
 // life is what waits for a container's end.
@@ -158,9 +162,12 @@ func (l *loop) exited(ctx context.Context, e wire.Exit) {
 	}
 }
 
-// poststop runs the hooks that follow a container's end; what they meet is worth a warning and no more.
+// poststop has a container's handler delete it, if it has one, and runs the hooks that follow a container's end; what they meet is worth a warning and no more.
 // Source: OCI runtime.md, "Lifecycle" 13.
 func (l *loop) poststop(id string) {
+	if err := l.hands.EndForeign(l.tasks.Context(), id); err != nil {
+		slog.Warn("bundle of another handler stays", "id", id, "error", err)
+	}
 	if err := l.hands.EndBundle(id); err != nil {
 		slog.Warn("poststop hook", "id", id, "error", err)
 	}

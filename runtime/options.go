@@ -10,6 +10,7 @@ import (
 	"worknode/fault"
 	"worknode/runtime/cni"
 	"worknode/runtime/config"
+	"worknode/runtime/handler"
 	"worknode/runtime/network"
 )
 
@@ -23,6 +24,9 @@ func FromConfig(c config.Config) (Options, error) {
 		CNI: cni.Config{ConfDir: c.Network.CNIConfDir, BinDirs: c.Network.CNIBinDirs}, CDIDirs: c.Devices.CDIDirs,
 		NRI: NRI{Off: !c.NRI.Enabled, Socket: c.NRI.Socket, PluginDir: c.NRI.PluginDir, ConfigDir: c.NRI.ConfigDir,
 			RegistrationTimeout: time.Duration(c.NRI.RegistrationTimeout), RequestTimeout: time.Duration(c.NRI.RequestTimeout)},
+	}
+	for _, h := range c.Handlers {
+		o.Handlers = append(o.Handlers, handler.Config{Name: h.Name, Path: h.Path, Root: h.Root, Args: h.Args})
 	}
 	if c.Network.Bridge != "" {
 		subnet, err := netip.ParsePrefix(c.Network.PodCIDR)

@@ -184,6 +184,9 @@ func (l *loop) removeRemains() error {
 	for _, id := range r.Bundles {
 		errs = append(errs, l.hands.EndBundle(id))
 	}
+	for _, id := range r.Foreign {
+		errs = append(errs, l.hands.EndForeign(l.tasks.Context(), id))
+	}
 	for _, id := range r.Layers {
 		errs = append(errs, l.hands.RemoveLayer(id))
 	}

@@ -18,6 +18,7 @@ import (
 	"worknode/runtime/api"
 	"worknode/runtime/cdi"
 	"worknode/runtime/cni"
+	"worknode/runtime/handler"
 	"worknode/runtime/image"
 	"worknode/runtime/network"
 	"worknode/runtime/registry"
@@ -29,25 +30,26 @@ import (
 
 // Options is all that one runtime is told. Two runtimes on a machine share none of the folders, names and subnets.
 type Options struct {
-	Root       string         // durable: images, writable layers
-	Run        string         // on tmpfs: records, pins, the monitor's socket and log
-	Socket     string         // CRI socket; empty: Run/runtime.sock
-	Monitor    string         // path of worknode-monitor
-	CgroupRoot string         // parent of sandboxes whose request names none; empty: /worknode
-	ImageDir   string         // tar files to import, watched; empty: none
-	CertsDirs  []string       // folders of HOST/hosts.toml for registries, read at each pull; nil: where other runtimes look
-	Parallel   int            // layers of one image that are unpacked at the same time; zero: 3
-	PullStall  time.Duration  // how long a pull may go on without a byte; zero: a minute
-	Pinned     []string       // names and patterns of images that the kubelet is not to clean up
-	Bridge     network.Config // built-in pod network; no name: CNI plugins connect pods
-	CNI        cni.Config     // empty folders: /etc/cni/net.d, /opt/cni/bin and a folder in Root
-	CDIDirs    []string       // folders of CDI specifications, the last wins; nil: where everybody looks
-	NRI        NRI            // plugins that see and adjust containers
-	Streaming  string         // address of the streaming server; empty: 127.0.0.1:0
-	Metrics    string         // address for /metrics and /healthz over HTTP; empty: none
-	Debug      string         // unix socket with pprof, /metrics and /healthz; empty: Run/debug.sock; "-": none
-	Updates    <-chan Options // other options while it runs; of them Pinned, CertsDirs and PullStall count
-	Ready      func()         // called once when the socket answers; may be nil
+	Root       string           // durable: images, writable layers
+	Run        string           // on tmpfs: records, pins, the monitor's socket and log
+	Socket     string           // CRI socket; empty: Run/runtime.sock
+	Monitor    string           // path of worknode-monitor
+	CgroupRoot string           // parent of sandboxes whose request names none; empty: /worknode
+	ImageDir   string           // tar files to import, watched; empty: none
+	CertsDirs  []string         // folders of HOST/hosts.toml for registries, read at each pull; nil: where other runtimes look
+	Parallel   int              // layers of one image that are unpacked at the same time; zero: 3
+	PullStall  time.Duration    // how long a pull may go on without a byte; zero: a minute
+	Pinned     []string         // names and patterns of images that the kubelet is not to clean up
+	Bridge     network.Config   // built-in pod network; no name: CNI plugins connect pods
+	CNI        cni.Config       // empty folders: /etc/cni/net.d, /opt/cni/bin and a folder in Root
+	Handlers   []handler.Config // OCI runtimes beside the native executor
+	CDIDirs    []string         // folders of CDI specifications, the last wins; nil: where everybody looks
+	NRI        NRI              // plugins that see and adjust containers
+	Streaming  string           // address of the streaming server; empty: 127.0.0.1:0
+	Metrics    string           // address for /metrics and /healthz over HTTP; empty: none
+	Debug      string           // unix socket with pprof, /metrics and /healthz; empty: Run/debug.sock; "-": none
+	Updates    <-chan Options   // other options while it runs; of them Pinned, CertsDirs and PullStall count
+	Ready      func()           // called once when the socket answers; may be nil
 }
 
 // NRI says whether and where plugins are let in. Zero: on, at the usual places.
@@ -187,6 +189,9 @@ func (l *loop) open(ctx context.Context) (err error) {
 	}
 	l.registry = registry.New(l.registryOptions(l.opt))
 	if l.net, err = openNetworks(l.opt); err != nil {
+		return err
+	}
+	if err := l.openHandlers(); err != nil {
 		return err
 	}
 	if l.stream, err = stream.Listen(l.opt.Streaming, l); err != nil {

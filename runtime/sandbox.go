@@ -22,7 +22,7 @@ import (
 // sandbox it made.
 // Errors: Invalid, Unsupported for the request; Exists when a stopped sandbox still has the name; Temporary without network.
 func (l *loop) RunPodSandbox(ctx context.Context, config *cri.PodSandboxConfig, handler string) (string, error) {
-	if err := plan.Sandbox(config, handler); err != nil {
+	if err := plan.Sandbox(config, handler, l.handlerNames()); err != nil {
 		return "", err
 	}
 	return l.join(ctx, "sandbox\x00"+state.SandboxName(config), func(ctx context.Context) (string, error) {

@@ -75,7 +75,7 @@ func (l *loop) askToStop(ctx context.Context, id string) {
 	if err != nil || c.State != state.Running || c.Asked {
 		return
 	}
-	if err := l.keeper.Signal(ctx, id, c.StopSignal, false); err != nil {
+	if err := l.signal(ctx, c); err != nil {
 		if !fault.Is(err, fault.NotFound) {
 			slog.Warn("stop signal not delivered, the deadline decides", "id", id, "error", err)
 		}

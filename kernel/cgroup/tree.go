@@ -29,6 +29,7 @@ type Tree struct {
 	whole bool
 	root  string            // v2
 	at    map[string]string // v1: controller → mount point
+	more  []string          // v1: mount points of the other hierarchies, where others make groups for us
 }
 
 // basic are the v1 controllers that every group is made in. Fewer hierarchies make starts faster: each one costs a
@@ -74,6 +75,15 @@ func find(points []mount.Point) (*Tree, error) {
 		}
 	}
 	t.v2 = t.root != "" && len(t.at) == 0
+	if t.v2 {
+		return t, nil
+	}
+	for _, p := range points {
+		served := slices.ContainsFunc(slices.Concat(basic[:], optional[:]), func(c string) bool { return t.at[c] == p.Path })
+		if (p.Type == "cgroup" || p.Type == "cgroup2") && !served {
+			t.more = append(t.more, p.Path)
+		}
+	}
 	if !t.v2 && t.at["memory"] == "" && t.at["cpu"] == "" {
 		return nil, fault.Hint(fault.New(fault.Unsupported, "no cgroup hierarchy is mounted"), "mount cgroup2 on /sys/fs/cgroup")
 	}
@@ -440,7 +450,8 @@ func waitGone(pids []int, deadline time.Time) bool {
 	return true
 }
 
-// Remove removes a group and all below it, in every hierarchy. Processes that are just ending are waited for.
+// Remove removes a group and all below it, in every hierarchy that is mounted, also where other OCI runtimes made it.
+// Processes that are just ending are waited for.
 // Errors: Busy if a process stays. Repeat: safe; no such group is success.
 func (t *Tree) Remove(group string) error {
 	group, err := clean(group)
@@ -450,6 +461,11 @@ func (t *Tree) Remove(group string) error {
 	deadline := time.Now().Add(2 * time.Second)
 	for _, d := range t.present(group) {
 		if err := removeDir(d, deadline); err != nil {
+			return err
+		}
+	}
+	for _, m := range t.more {
+		if err := removeDir(filepath.Join(m, group), deadline); err != nil {
 			return err
 		}
 	}

@@ -56,6 +56,23 @@ func (r Runner) Run(stage string, hooks []wire.Hook, state wire.State) error {
 	return nil
 }
 
+// Command runs one program that is no hook, with nothing on stdin, and returns when it has ended.
+// Errors: Invalid, with what it said.
+func (r Runner) Command(h wire.Hook) error { return r.one(h, nil) }
+
+// Wait returns how a child that somebody else has started ends; after limit it is killed.
+// Errors: Temporary after limit; Unknown if its end is nobody's to know.
+func (r Runner) Wait(pid, pidfd int, limit time.Duration) (unix.WaitStatus, error) {
+	if !ended(pidfd, limit) {
+		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+		if ended(pidfd, killWait) {
+			_, _ = r.reap(pid)
+		}
+		return 0, fault.New(fault.Temporary, "it took longer than %v and was killed", limit)
+	}
+	return r.reap(pid)
+}
+
 func (r Runner) one(h wire.Hook, state []byte) error {
 	if !path.IsAbs(h.Path) {
 		return fault.New(fault.Invalid, "the path is not absolute")

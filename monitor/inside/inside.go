@@ -44,6 +44,7 @@ type Request struct {
 	User     bool   `json:",omitempty"` // there is a user namespace to enter: outer.go; the request is sent twice
 	Time     bool   `json:",omitempty"` // with Enter: there is a time namespace to enter: outer.go; the request is sent twice
 	Wait     bool   `json:",omitempty"` // TargetFd listens for who tells us to go on: wait.go
+	Aside    bool   `json:",omitempty"` // become a command of the host, with the root mounted for it: aside.go
 	Keep     int    `json:",omitempty"` // how many descriptors there are from KeepFd on
 
 	Hooks *wire.Hooks `json:",omitempty"`
@@ -127,6 +128,9 @@ func (s *setup) steps() []step {
 	own := []step{{"terminal", s.terminal}, {"keyring", s.keyring}, {"rlimit", s.rlimits},
 		{"cwd", s.workDir}, {"user", s.identity}, {"wait", s.wait},
 		{"hook", s.hooksStart}, {wire.StageExec, s.findProgram}}
+	if s.req.Aside {
+		return []step{{"oom_score_adj", s.oomScore}, {"mount", s.aside}, {wire.StageExec, s.findProgram}}
+	}
 	if s.inner {
 		return append(append([]step{{"label", s.openLabels}}, s.innerSteps()...), own...)
 	}

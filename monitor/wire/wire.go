@@ -84,7 +84,21 @@ type Start struct {
 	LogPath   string `json:",omitempty"` // CRI log file, created if absent; empty: output is drained and dropped
 	OOMFile   string `json:",omitempty"` // memory.events (v2) or memory.oom_control (v1), read at exit
 	Hooks     *Hooks `json:",omitempty"` // of a container
-	Init      Init
+
+	Foreign *Foreign `json:",omitempty"` // another OCI runtime makes the process; Init is then that runtime's command
+	Init    Init
+}
+
+// Foreign has another OCI runtime make a process, which then is the monitor's like any other: it falls to the monitor as
+// the nearest subreaper. The command in Init.Args (create, or exec --detach) runs with the process' stdio, and with
+// Init.Root in a mount namespace of its own, where the root filesystem lies on Root.Path; it leaves the process' number
+// in PidFile. Then comes Start, if there is any.
+type Foreign struct {
+	Start   []string      `json:",omitempty"` // command line that runs the program
+	PidFile string        // written by the first command
+	Log     string        `json:",omitempty"` // where the commands report errors, a JSON object a line: the last is the reason
+	Console string        `json:",omitempty"` // with Terminal: unix socket to take the terminal's master from
+	Limit   time.Duration // for each of the commands; longer means that it hangs and is killed
 }
 
 // Process is one process that the monitor keeps, running or exited and not yet forgotten.

@@ -37,6 +37,7 @@ type Remains struct {
 	Sandboxes []string // shared files and pins
 	Layers    []string // writable layers
 	Bundles   []string // of hooks
+	Foreign   []string // bundles of other handlers
 }
 
 // Look finds the remains of sandboxes and containers that have no record.
@@ -47,6 +48,9 @@ func (h *Hands) Look(sandbox, container func(id string) bool) (Remains, error) {
 		return r, err
 	}
 	if r.Bundles, err = strangers(h.bundles(), container); err != nil {
+		return r, err
+	}
+	if r.Foreign, err = strangers(h.foreigns(), container); err != nil {
 		return r, err
 	}
 	r.Layers, err = strangers(h.layers(), container)

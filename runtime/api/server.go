@@ -48,6 +48,7 @@ type Node interface {
 	SandboxMetrics(s *state.Sandbox) *cri.PodSandboxMetrics
 	Ready() (runtime, network error)
 	UserNamespaces() bool
+	Handlers() []*cri.RuntimeHandler // beside the native one
 	Spec(c *state.Container) *specs.Spec
 	Namespaces(s *state.Sandbox) []specs.LinuxNamespace
 	Describe() map[string]any

@@ -18,8 +18,9 @@ func (s *Server) Status(_ context.Context, r *cri.StatusRequest) (*cri.StatusRes
 		Status: &cri.RuntimeStatus{Conditions: []*cri.RuntimeCondition{
 			condition(cri.RuntimeReady, "MonitorNotReady", runtimeErr), condition(cri.NetworkReady, "NetworkPluginNotReady", networkErr),
 		}},
-		RuntimeHandlers: []*cri.RuntimeHandler{{Name: "", Features: &cri.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: s.node.UserNamespaces()}}},
-		Features:        &cri.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		RuntimeHandlers: append([]*cri.RuntimeHandler{{Name: "", Features: &cri.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true, UserNamespaces: s.node.UserNamespaces()}}},
+			s.node.Handlers()...),
+		Features: &cri.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
 	if r.GetVerbose() {
 		config, err := json.Marshal(s.node.Describe())

@@ -31,6 +31,8 @@ type Config struct {
 	CgroupDriver string `toml:"cgroup-driver"` // cgroupfs; what kubelets are told to use
 	Streaming    string `toml:"streaming"`     // address of the server for exec, attach and port-forward; port 0 takes any
 
+	Handlers []Handler `toml:"handlers"` // other OCI runtimes that a RuntimeClass can name; without one the native executor is it
+
 	Log     Log     `toml:"log"`
 	Images  Images  `toml:"images"`
 	Network Network `toml:"network"`
@@ -38,6 +40,14 @@ type Config struct {
 	NRI     NRI     `toml:"nri"`
 	Metrics Metrics `toml:"metrics"`
 	Debug   Debug   `toml:"debug"`
+}
+
+// Handler is an OCI runtime with the command line of runc: runc, crun, youki, runsc.
+type Handler struct {
+	Name string   `toml:"name"` // what a RuntimeClass calls it
+	Path string   `toml:"path"` // its program
+	Root string   `toml:"root"` // where it keeps its records; empty: below run
+	Args []string `toml:"args"` // options in front of its command
 }
 
 // Log says how the process reports.

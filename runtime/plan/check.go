@@ -2,6 +2,7 @@ package plan
 
 import (
 	"path"
+	"slices"
 	"strings"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -10,14 +11,19 @@ import (
 )
 
 // Sandbox refuses a sandbox request that contradicts itself or asks for what this build cannot do.
-func Sandbox(c *cri.PodSandboxConfig, handler string) error {
+// known are the handlers beside the native one, which has no name.
+func Sandbox(c *cri.PodSandboxConfig, handler string, known []string) error {
 	if c.GetMetadata().GetName() == "" {
 		return fault.New(fault.Invalid, "sandbox request: metadata.name is empty")
 	}
 	name := c.GetMetadata().GetNamespace() + "/" + c.GetMetadata().GetName()
-	if handler != "" {
+	if handler != "" && !slices.Contains(known, handler) {
 		return fault.Hint(fault.New(fault.Invalid, "sandbox %s: no runtime handler is called %q", name, handler),
-			"this build has the native handler only, leave runtimeClassName out")
+			"add it to the runtime's configuration (handlers), or leave runtimeClassName out for the native one")
+	}
+	if handler != "" && c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions().GetMode() == cri.NamespaceMode_POD &&
+		c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions() != nil {
+		return fault.New(fault.Unsupported, "sandbox %s: a user namespace of its own needs the native handler, not %s", name, handler)
 	}
 	if len(c.GetHostname()) > 64 {
 		return fault.New(fault.Invalid, "sandbox %s: hostname %q has more than 64 characters", name, c.GetHostname())

@@ -299,7 +299,10 @@ func TestRefusedSandboxes(t *testing.T) {
 		return &cri.PodSandboxConfig{Metadata: &cri.PodSandboxMetadata{Name: "p", Namespace: "n"}, Linux: &cri.LinuxPodSandboxConfig{
 			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{}}}}
 	}
-	if err := Sandbox(good(), ""); err != nil {
+	if err := Sandbox(good(), "", nil); err != nil {
+		t.Error(err)
+	}
+	if err := Sandbox(good(), "runc", []string{"runc"}); err != nil {
 		t.Error(err)
 	}
 	for name, row := range map[string]struct {
@@ -322,7 +325,7 @@ func TestRefusedSandboxes(t *testing.T) {
 	} {
 		c := good()
 		row.change(c)
-		if err := Sandbox(c, row.handler); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), row.text) {
+		if err := Sandbox(c, row.handler, []string{"runc"}); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), row.text) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -43,6 +43,24 @@ func (c *Cache) Load(content []byte, caps []string) (seccomp.Program, error) {
 	})
 }
 
+// Profile is the choice as the OCI runtime spec writes it, for a runtime that compiles by itself: the default profile, or
+// with content that of a file.
+// Errors: Invalid for what is no profile.
+func Profile(content []byte, caps []string) (*specs.LinuxSeccomp, error) {
+	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps}}}
+	var profile *specs.LinuxSeccomp
+	var err error
+	switch {
+	case content == nil:
+		profile, err = profiles.GetDefaultProfile(spec)
+	case len(content) > maxProfile:
+		return nil, fault.New(fault.Invalid, "seccomp profile: %d bytes, the limit is %d", len(content), maxProfile)
+	default:
+		profile, err = profiles.LoadProfile(string(content), spec)
+	}
+	return profile, fault.As(fault.Invalid, err)
+}
+
 func (c *Cache) get(kind string, content []byte, caps []string, build func(*specs.Spec) (*specs.LinuxSeccomp, error)) (seccomp.Program, error) {
 	h := sha256.New()
 	h.Write([]byte(kind + "\x00" + strings.Join(caps, ",") + "\x00"))

@@ -34,6 +34,7 @@ import (
 	"worknode/kernel/netns"
 	"worknode/runtime"
 	"worknode/runtime/cni"
+	"worknode/runtime/handler"
 	"worknode/runtime/network"
 	"worknode/test/harness"
 )
@@ -78,6 +79,14 @@ func serve(dir string) {
 	if lab := os.Getenv("WORKNODE_TEST_CNI"); lab != "" {
 		o.Bridge = network.Config{}
 		o.CNI = cni.Config{ConfDir: filepath.Join(lab, "net.d"), BinDirs: []string{filepath.Join(lab, "bin")}, AddLimit: 3 * time.Second, DelLimit: 3 * time.Second}
+	}
+	for _, text := range strings.Fields(os.Getenv("WORKNODE_TEST_HANDLERS")) {
+		h, err := handler.Parse(text)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		o.Handlers = append(o.Handlers, h)
 	}
 	if err := do(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -185,11 +194,17 @@ type node struct {
 // newNode starts a runtime with the image imported; at the end of the test it proves that nothing is left.
 func newNode(t *testing.T) *node {
 	t.Helper()
+	return newNodeWith(t)
+}
+
+// newNodeWith is newNode with more environment for the runtime.
+func newNodeWith(t *testing.T, extra ...string) *node {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "wncri")
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, dir: dir}
+	n := &node{t: t, dir: dir, extra: extra}
 	if err := os.MkdirAll(filepath.Join(dir, "images"), 0o755); err != nil {
 		t.Fatal(err)
 	}

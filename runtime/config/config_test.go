@@ -44,6 +44,7 @@ func TestALaterFileReplacesWhatItNames(t *testing.T) {
 
 func TestWhatIsPrintedIsReadBack(t *testing.T) {
 	want := Default()
+	want.Handlers = []Handler{{Name: "runc", Path: "/usr/bin/runc", Args: []string{"--debug"}}}
 	want.Images.Verify = []Verify{{Scope: "reg.example/team", Do: "signed", Keys: []string{"/etc/k.pub"}}}
 	want.Log.Level, want.Images.Pinned = "debug", []string{"a"}
 	text, err := want.Text()

@@ -109,7 +109,7 @@ func TestHooks(t *testing.T) {
 			}
 			host := n.told(log)
 			hostMnt, _ := os.Readlink("/proc/self/ns/mnt")
-			stages := []string{"prestart creating", "createRuntime creating", "createRuntime creating", "poststart running"}
+			stages := []string{"prestart created", "createRuntime creating", "createRuntime creating", "poststart running"}
 			if len(host) != len(stages) {
 				t.Fatalf("%d hooks ran on the host", len(host))
 			}

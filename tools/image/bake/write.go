@@ -1,11 +1,15 @@
 package bake
 
 import (
+	"archive/tar"
 	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -29,8 +33,52 @@ func WriteDocker(file string, names []string, img v1.Image) error {
 		if len(tags) == 0 {
 			return fmt.Errorf("an image needs a name")
 		}
-		return tarball.MultiRefWrite(tags, w)
+		pr, pw := io.Pipe()
+		go func() { pw.CloseWithError(tarball.MultiRefWrite(tags, pw)) }()
+		defer pr.Close()
+		return sortTags(w, pr)
 	})
+}
+
+// sortTags copies a docker-archive with the names of each image in order. The library writes them as a map yields them, and
+// the same image has to be the same bytes.
+func sortTags(w io.Writer, r io.Reader) error {
+	in, out := tar.NewReader(r), tar.NewWriter(w)
+	for {
+		h, err := in.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		body := io.Reader(in)
+		if h.Name == "manifest.json" {
+			var m tarball.Manifest
+			if err := json.NewDecoder(in).Decode(&m); err != nil {
+				return err
+			}
+			for i := range m {
+				slices.Sort(m[i].RepoTags)
+			}
+			text, err := json.Marshal(m)
+			if err != nil {
+				return err
+			}
+			h.Size, body = int64(len(text)), bytes.NewReader(text)
+		}
+		if err := out.WriteHeader(h); err != nil {
+			return err
+		}
+		if _, err := io.Copy(out, body); err != nil {
+			return err
+		}
+	}
+	if err := out.Close(); err != nil {
+		return err
+	}
+	_, err := io.Copy(io.Discard, r) // the padding behind the end, so that the writer ends too
+	return err
 }
 
 // WriteOCI writes the same as an OCI layout in a tar.

@@ -207,14 +207,24 @@ func (t *Tables) Sweep(fam state.Family, sweeps []plan.Sweep) error {
 	l := newLayout(fam)
 	var first error
 	for _, s := range sweeps {
-		if err := t.sweep(l, s); err != nil && first == nil && !fault.Is(err, fault.NotFound) {
-			first = err
+		// A dump misses elements while the kernel resizes the map: look again until nothing is left to forget.
+		for range sweepsMost {
+			n, err := t.sweep(l, s)
+			if err != nil && first == nil && !fault.Is(err, fault.NotFound) {
+				first = err
+			}
+			if n == 0 || err != nil {
+				break
+			}
 		}
 	}
 	return first
 }
 
-func (t *Tables) sweep(l *layout, s plan.Sweep) error {
+const sweepsMost = 10
+
+// sweep removes what one look finds, and says how much that was.
+func (t *Tables) sweep(l *layout, s plan.Sweep) (int, error) {
 	live := make(map[string]bool, len(s.Live))
 	for _, to := range s.Live {
 		live[string(appendTo(nil, to))] = true
@@ -226,21 +236,21 @@ func (t *Tables) sweep(l *layout, s plan.Sweep) error {
 		}
 	})
 	if err != nil || len(gone) == 0 {
-		return err
+		return 0, err
 	}
 	b := nft.NewBatch(l.fam, TableName)
 	b.DropElems(s.Map, gone)
 	if err = t.conn.Commit(b); !errors.Is(err, unix.EINVAL) && !fault.Is(err, fault.Unsupported) {
-		return err
+		return len(gone), err
 	}
 	for _, e := range gone { // before kernel 6.3; clients may leave by themselves meanwhile
 		b := nft.NewBatch(l.fam, TableName)
 		b.DelElems(s.Map, []nft.Elem{e})
 		if err := t.conn.Commit(b); err != nil && !fault.Is(err, fault.NotFound) {
-			return fmt.Errorf("forget the clients of %s: %w", s.Map, err)
+			return len(gone), fmt.Errorf("forget the clients of %s: %w", s.Map, err)
 		}
 	}
-	return nil
+	return len(gone), nil
 }
 
 // Remove deletes a table of that name in one family, whoever made it. A table that is not there is no error.

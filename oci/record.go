@@ -172,12 +172,12 @@ func (k *container) process() (*os.File, error) {
 	return f, nil
 }
 
-// groupOf is the cgroup of a container. Relative paths, and those not said, lie below a group of this runtime.
+// groupOf is the cgroup of a container. Relative paths lie below a group of this runtime.
 // Source: config-linux.md, "Cgroups Path".
 func groupOf(id, wanted string) (string, error) {
 	switch {
 	case wanted == "":
-		return path.Join("/", Name, id), nil
+		return "/" + Name + "-" + id, nil // no group above it to be left behind
 	case path.IsAbs(wanted):
 		return path.Clean(wanted), nil
 	case len(filepath.SplitList(wanted)) == 3:

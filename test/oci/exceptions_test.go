@@ -32,6 +32,8 @@ var exceptions = map[string]exception{
 		why: "mounts are made in order; since kernel 6.8 mountinfo lists them by the ids they got as detached trees, and binds are taken before any is mounted"},
 	"pidfile": {points: []string{"--pid-file"}, maybe: true,
 		why: "it kills a program, true, that may have ended: runtime.md, kill, demands an error then"},
+	"poststart": {points: []string{"after the user-specified process is executed"}, maybe: true,
+		why: "the hook comes after execve, as demanded; which of two programs then writes first is a race"},
 	"poststart_fail": {points: []string{"MUST log a warning"}, why: "since 1.1 runtime.md, lifecycle step 9, demands an error and the container's end"},
 	"prestart": {points: []string{"after the `start` operation is called"},
 		why: "since 1.0.2 config.md, prestart, has them called by create"},

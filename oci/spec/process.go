@@ -162,8 +162,8 @@ func personality(p *specs.LinuxPersonality) (*uint64, error) {
 	return nil, fault.New(fault.Invalid, "linux.personality: domain %q is neither LINUX nor LINUX32", p.Domain)
 }
 
-// Source: set_mempolicy(2); linux/mempolicy.h.
-func memoryPolicy(p *specs.LinuxMemoryPolicy) (*wire.MemoryPolicy, error) {
+// MemoryPolicy translates a memory policy; nil stays nil. Source: set_mempolicy(2); linux/mempolicy.h.
+func MemoryPolicy(p *specs.LinuxMemoryPolicy) (*wire.MemoryPolicy, error) {
 	if p == nil {
 		return nil, nil
 	}

@@ -177,7 +177,7 @@ func (m *Made) linux(s *specs.Spec) (err error) {
 	if init.Extra.Personality, err = personality(l.Personality); err != nil {
 		return err
 	}
-	if init.Extra.Memory, err = memoryPolicy(l.MemoryPolicy); err != nil {
+	if init.Extra.Memory, err = MemoryPolicy(l.MemoryPolicy); err != nil {
 		return err
 	}
 	if init.Extra.TimeOffsets, err = timeOffsets(l.TimeOffsets); err != nil {

@@ -133,6 +133,9 @@ func (h *Hands) process(spec *specs.Spec, choice plan.Seccomp) (wire.Init, error
 	if err != nil {
 		return init, err
 	}
+	if init.Extra.Memory, err = oci.MemoryPolicy(spec.Linux.MemoryPolicy); err != nil {
+		return init, err
+	}
 	if l := spec.Linux; len(l.UIDMappings) > 0 && len(l.GIDMappings) > 0 {
 		init.IDMap = &wire.IDMap{UID: l.UIDMappings[0].HostID, GID: l.GIDMappings[0].HostID, Size: l.UIDMappings[0].Size}
 	}

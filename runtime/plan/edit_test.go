@@ -100,8 +100,8 @@ func TestApply(t *testing.T) {
 // What this build cannot do is refused when the container is created.
 func TestEditsThatAreNotPossible(t *testing.T) {
 	for name, l := range map[string]specs.Linux{
-		"rdt": {IntelRdt: &specs.LinuxIntelRdt{ClosID: "x"}}, "memory policy": {MemoryPolicy: &specs.LinuxMemoryPolicy{}},
-		"net device": {NetDevices: map[string]specs.LinuxNetDevice{"eth7": {}}}, "block": {Resources: &specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{}}},
+		"rdt": {IntelRdt: &specs.LinuxIntelRdt{ClosID: "x"}}, "net device": {NetDevices: map[string]specs.LinuxNetDevice{"eth7": {}}},
+		"listener": {Seccomp: &specs.LinuxSeccomp{ListenerPath: "/run/x"}},
 	} {
 		in := base()
 		in.Edits = []state.Edit{{Add: specs.Spec{Linux: &l}}}

@@ -121,10 +121,9 @@ func Container(in Input) (Made, error) {
 
 // supported refuses what an edit may ask for and this build cannot do: left out in silence, it would be missed later.
 func supported(spec *specs.Spec) error {
-	l, p := spec.Linux, spec.Process
+	l := spec.Linux
 	for what, asked := range map[string]bool{
-		"a scheduler": p.Scheduler != nil, "an I/O priority": p.IOPriority != nil, "a memory policy": l.MemoryPolicy != nil,
-		"RDT": l.IntelRdt != nil, "network devices of the host": len(l.NetDevices) > 0, "block I/O limits": l.Resources.BlockIO != nil,
+		"RDT": l.IntelRdt != nil, "network devices of the host": len(l.NetDevices) > 0,
 		"a seccomp listener": l.Seccomp != nil && l.Seccomp.ListenerPath != "",
 	} {
 		if asked {

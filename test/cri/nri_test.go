@@ -259,6 +259,7 @@ func TestNRIAdjust(t *testing.T) {
 		"mounts": [{"destination": "/nri", "source": "` + data + `", "type": "bind", "options": ["rbind", "ro"]}, {"destination": "-/dev/mqueue"}],
 		"rlimits": [{"type": "RLIMIT_NOFILE", "hard": 200, "soft": 100}],
 		"linux": {"devices": [{"path": "/dev/nri", "type": "c", "major": 1, "minor": 7}], "oom_score_adj": {"value": 321},
+			"io_priority": {"class": 2, "priority": 6}, "scheduler": {"policy": 4, "nice": 5},
 			"resources": {"memory": {"limit": {"value": 50000000}}, "cpu": {"shares": {"value": 77}}, "pids": {"limit": 55}}}}`})
 	late := n.plugin("20-b", nil, "--validate")
 	box := n.podConfig()
@@ -267,8 +268,8 @@ func TestNRIAdjust(t *testing.T) {
 	c.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: 90_000_000, CpuPeriod: 100_000}
 	id := n.run(pod, box, c)
 	script := `cat /proc/1/cmdline | head -c 16 | grep -o 2000; echo $NRI $CDI "$FROM_IMAGE"; cat /nri/file; (touch /nri/x) 2>/dev/null; echo $?
-		ls -d /dev/mqueue 2>/dev/null; (echo x >/dev/nri) 2>&1 | grep -o 'No space left'; ulimit -n; cat /proc/1/oom_score_adj`
-	want := "2000\n1 yes \nfrom nri\n1\nNo space left\n100\n321\n"
+		ls -d /dev/mqueue 2>/dev/null; (echo x >/dev/nri) 2>&1 | grep -o 'No space left'; ulimit -n; cat /proc/1/oom_score_adj; set -- $(cat /proc/1/stat); echo nice ${19} policy ${41}`
+	want := "2000\n1 yes \nfrom nri\n1\nNo space left\n100\n321\nnice 5 policy 3\n"
 	for _, when := range []string{"at first", "after a restart"} {
 		if got := n.sh(id, script); got != want {
 			t.Errorf("%s got\n%s\nwant\n%s", when, got, want)

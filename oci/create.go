@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -317,6 +318,10 @@ func (k *container) takeDown() error {
 		tree = tree.Whole()
 		if err = tree.Kill(k.Cgroup); err == nil {
 			err = tree.Remove(k.Cgroup)
+		}
+		// The groups that we made above a relative one go with the last that needs them.
+		for up := path.Dir(k.Cgroup); strings.HasPrefix(up, "/"+Name); up = path.Dir(up) {
+			tree.Prune(up)
 		}
 	}
 	errs = append(errs, err)

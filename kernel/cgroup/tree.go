@@ -472,6 +472,17 @@ func (t *Tree) Remove(group string) error {
 	return nil
 }
 
+// Prune removes a group where it is empty and has none below it; where it is in use it stays.
+func (t *Tree) Prune(group string) {
+	group, err := clean(group)
+	if err != nil || group == "/" {
+		return
+	}
+	for _, d := range t.present(group) {
+		_ = unix.Rmdir(d)
+	}
+}
+
 func removeDir(dir string, deadline time.Time) error {
 	err := unix.Rmdir(dir)
 	if err == nil || err == unix.ENOENT {

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"worknode/kernel/mount"
 	"worknode/test/harness"
 )
 
@@ -54,6 +55,7 @@ func TestValidation(t *testing.T) {
 type lab struct {
 	dir     string
 	runtime string
+	bundles string // where the programs make them
 	names   []string
 }
 
@@ -97,7 +99,39 @@ func newLab(t *testing.T) *lab {
 		l.runtime = filepath.Join(t.TempDir(), "worknode-oci")
 		run(t, "../..", "go", "build", "-o", l.runtime, "worknode/cmd/worknode-monitor")
 	}
+	l.private(t)
 	return l
+}
+
+// private gives the runtime records of its own, below the folder that the test's end removes, and deletes what programs
+// leave behind: one that fails ends without cleaning up.
+func (l *lab) private(t *testing.T) {
+	t.Helper()
+	program, root := l.runtime, t.TempDir()
+	l.runtime = filepath.Join(l.dir, "runtime")
+	script := "#!/bin/sh\nexec " + program + " --root " + root + " \"$@\"\n"
+	if err := os.WriteFile(l.runtime, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if l.bundles, err = os.MkdirTemp("", "wn-oci-"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, id := range strings.Fields(string(run(t, ".", l.runtime, "list", "-q"))) {
+			t.Logf("a program left container %s", id)
+			run(t, ".", l.runtime, "delete", "--force", id)
+		}
+		// Never remove a folder that something is mounted in: a container without a mount namespace has the host's /sys there.
+		left, err := mount.Below(l.bundles)
+		if err != nil || len(left) > 0 {
+			t.Errorf("mounts left: %v %v", left, err)
+			return
+		}
+		if err := os.RemoveAll(l.bundles); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func run(t *testing.T, dir, name string, args ...string) []byte {
@@ -137,7 +171,7 @@ func (l *lab) run(t *testing.T, name string) verdict {
 	ctx, stop := context.WithTimeout(context.Background(), harness.Slow(limit))
 	defer stop()
 	cmd := exec.CommandContext(ctx, filepath.Join(l.dir, name))
-	cmd.Dir, cmd.Env = l.dir, append(os.Environ(), "RUNTIME="+l.runtime)
+	cmd.Dir, cmd.Env = l.dir, append(os.Environ(), "RUNTIME="+l.runtime, "TMPDIR="+l.bundles)
 	cmd.WaitDelay = time.Second
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said

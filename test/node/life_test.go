@@ -277,7 +277,8 @@ spec:
 `}})
 	for _, c := range []struct{ pod, what, script, want string }{
 		{"plain", "default capabilities", "grep CapEff /proc/1/status", "CapEff:\t00000000a80425fb"},
-		{"plain", "no seccomp unless asked", "grep Seccomp: /proc/1/status", "Seccomp:\t0"},
+		{"plain", "the default seccomp profile", "grep Seccomp: /proc/1/status", "Seccomp:\t2"},
+		{"mighty", "no seccomp for the privileged", "grep Seccomp: /proc/1/status", "Seccomp:\t0"},
 		{"plain", "masked", "cat /proc/keys /proc/timer_list 2>/dev/null | wc -c", "0"},
 		{"plain", "own pid namespace", "cat /proc/1/comm", "app"},
 		{"plain", "writable root", "echo x > /new; cat /new", "x"},

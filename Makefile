@@ -35,7 +35,7 @@ bench-runtime: setup build
 bench-proxy: setup build
 	@./scripts/bench-proxy $(ARGS)
 
-.PHONY: cluster cluster-down
+.PHONY: cluster cluster-down control-plane
 # A real control plane (upstream's) in a network of its own, with NODES nodes of this tree; prints a kubeconfig.
 cluster: setup build
 	@./scripts/kubernetes
@@ -43,6 +43,13 @@ cluster: setup build
 	@./example/build.sh
 	@go build -o .cache/cluster/cluster ./tools/cluster
 	@.cache/cluster/cluster up -nodes $(or $(NODES),1)
+
+# A machine with nothing but worknode, which runs that control plane as static pods and joins it.
+control-plane: setup build
+	@./scripts/kubernetes
+	@./scripts/test-images
+	@go build -o .cache/cluster/cluster ./tools/cluster
+	@.cache/cluster/cluster self
 
 cluster-down:
 	@go build -o .cache/cluster/cluster ./tools/cluster

@@ -51,7 +51,10 @@ func web(cfg *rest.Config, id Identity) (*http.Client, *connections, error) {
 			return &tls.Certificate{}, nil // crypto/tls: present none
 		}
 	}
-	conns := &connections{dialer: net.Dialer{Timeout: dialing, KeepAlive: 15 * time.Second}}
+	conns := &connections{connect: (&net.Dialer{Timeout: dialing, KeepAlive: 15 * time.Second}).DialContext}
+	if cfg.Dial != nil { // as into another network namespace
+		conns.connect = cfg.Dial
+	}
 	proxy := http.ProxyFromEnvironment
 	if cfg.Proxy != nil {
 		proxy = cfg.Proxy
@@ -96,9 +99,9 @@ func (b *lastRead) Close() error {
 
 // connections are those that a client has open.
 type connections struct {
-	dialer net.Dialer
-	idle   func()
-	last   atomic.Int64 // when retire last did something, Unix nanoseconds
+	connect func(ctx context.Context, network, addr string) (net.Conn, error)
+	idle    func()
+	last    atomic.Int64 // when retire last did something, Unix nanoseconds
 
 	mu   sync.Mutex
 	open map[*connection]bool
@@ -117,7 +120,7 @@ func (c *connection) Close() error {
 }
 
 func (c *connections) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	raw, err := c.dialer.DialContext(ctx, network, addr)
+	raw, err := c.connect(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -132,5 +134,19 @@ func TestDeadConnectionIsReplaced(t *testing.T) {
 			t.Fatal("the watch was not taken up again")
 		case <-time.After(20 * time.Millisecond):
 		}
+	}
+}
+
+// Whoever opens a client may say how to connect, as into another network namespace.
+func TestDialIsTheCallers(t *testing.T) {
+	here := errors.New("dialled here")
+	client, err := For(&rest.Config{Host: "https://192.0.2.1:6443", Dial: func(_ context.Context, _, addr string) (net.Conn, error) {
+		return nil, fmt.Errorf("%s: %w", addr, here)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Get(t.Context(), Nodes, "", "n", &v1.Node{}); !errors.Is(err, here) {
+		t.Errorf("the client went its own way: %v", err)
 	}
 }

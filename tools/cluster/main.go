@@ -14,7 +14,10 @@ import (
 	"worknode/test/harness"
 )
 
-const name = "cluster"
+const (
+	name     = "cluster"
+	selfName = "control-plane"
+)
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -28,16 +31,37 @@ func run(args []string) error {
 		switch args[0] {
 		case "up":
 			return up(args[1:])
+		case "self":
+			return self()
 		case "down":
-			return bed.Down(folder(), name)
+			for _, name := range []string{name, selfName} {
+				if err := bed.Down(folder(name), name); err != nil {
+					return err
+				}
+			}
+			return nil
 		case "forward":
 			return forward(args[1:])
 		}
 	}
-	return fmt.Errorf("usage: cluster up [-nodes N] [-runtime worknode|upstream] [-kubelet …] [-proxy …] | cluster down")
+	return fmt.Errorf("usage: cluster up [-nodes N] [-runtime worknode|upstream] [-kubelet …] [-proxy …] | cluster self | cluster down")
 }
 
-func folder() string { return filepath.Join(harness.Top(), ".cache/cluster/run") }
+func folder(name string) string { return filepath.Join(harness.Top(), ".cache/cluster/run-"+name) }
+
+// self is a control plane of static pods on a machine with nothing but worknode.
+func self() error {
+	c, n, err := bed.UpSelf(folder(selfName), selfName)
+	if err != nil {
+		var said string
+		for _, p := range n.Parts() {
+			said += "\n" + p.Said()
+		}
+		return fmt.Errorf("%w%s", err, said)
+	}
+	fmt.Println("etcd, API server, controller manager and scheduler are pods of the node that joined them; manifests and logs are in", filepath.Join(c.Dir, n.Name))
+	return publish(c, 0)
+}
 
 func up(args []string) error {
 	flags := flag.NewFlagSet("up", flag.ExitOnError)
@@ -60,7 +84,7 @@ func up(args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	cluster, err := bed.Up(folder(), name, bed.Config{})
+	cluster, err := bed.Up(folder(name), name, bed.Config{})
 	if err == nil {
 		err = furnish(cluster, *nodes, *port, c)
 	}
@@ -71,14 +95,6 @@ func up(args []string) error {
 }
 
 func furnish(cluster *bed.Cluster, nodes, port int, c bed.NodeConfig) error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	kubeconfig, err := cluster.Publish(self, port)
-	if err != nil {
-		return err
-	}
 	fmt.Println("the control plane runs; its logs are in", cluster.Dir+"/core")
 	c.Images = []string{"app", "web", "redis"}
 	for range nodes {
@@ -87,6 +103,19 @@ func furnish(cluster *bed.Cluster, nodes, port int, c bed.NodeConfig) error {
 			return err
 		}
 		fmt.Printf("node %s is Ready (%v); its logs are in %s\n", n.Name, c, filepath.Join(cluster.Dir, n.Name))
+	}
+	return publish(cluster, port)
+}
+
+// publish makes the API server answer on the machine's loopback and says how.
+func publish(c *bed.Cluster, port int) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	kubeconfig, err := c.Publish(self, port)
+	if err != nil {
+		return err
 	}
 	fmt.Println("export KUBECONFIG=" + kubeconfig)
 	return nil

@@ -176,7 +176,7 @@ func (c *Cluster) Run(ctx context.Context, argv ...string) (string, error) {
 func (c *Cluster) start(config Config) error {
 	var err error
 	pki := c.CA
-	if c.Etcd, err = c.core.start("etcd", nil, etcdCommand()...); err != nil {
+	if c.Etcd, err = c.core.start("etcd", nil, etcdCommand("/run/etcd")...); err != nil {
 		return err
 	}
 	if c.API, err = c.core.start("kube-apiserver", nil, append(apiserverCommand(c, pki), config.APIServer...)...); err != nil {

@@ -49,6 +49,7 @@ type Node struct {
 	*space
 
 	cluster *Cluster
+	again   bool // the parts are started again when they end, not by the test
 }
 
 // AddNode makes a machine and starts a node on it. Errors name what did not start and what it said.
@@ -65,7 +66,14 @@ func (c *Cluster) AddNode(config NodeConfig) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{Name: config.Name, IP: fmt.Sprintf("10.77.0.%d", 10+k), PodCIDR: fmt.Sprintf("10.88.%d.0/24", k), Config: config, cluster: c}
-	if err := n.furnish(k); err != nil {
+	var err error
+	if n.space, err = newSpace(filepath.Join(c.Dir, n.Name), c.group+"/"+group(n.Name)); err != nil {
+		return n, fmt.Errorf("node %s: %w", n.Name, err)
+	}
+	if err := n.join(c.core, fmt.Sprintf("port%d", k), n.IP, n.PodCIDR); err != nil {
+		return n, fmt.Errorf("node %s: %w", n.Name, err)
+	}
+	if err := n.furnish(); err != nil {
 		return n, fmt.Errorf("node %s: %w", n.Name, err)
 	}
 	if config.Before != nil {
@@ -79,20 +87,13 @@ func (c *Cluster) AddNode(config NodeConfig) (*Node, error) {
 	return n, n.WaitReady(time.Minute)
 }
 
-// furnish makes the namespaces, the network, the certificates and the images.
-func (n *Node) furnish(k int) (err error) {
-	dir := filepath.Join(n.cluster.Dir, n.Name)
-	if n.space, err = newSpace(dir, group(string(n.cluster.group)+"/"+n.Name)); err != nil {
-		return err
-	}
-	if err := n.join(n.cluster.core, fmt.Sprintf("port%d", k), n.IP, n.PodCIDR); err != nil {
-		return err
-	}
+// furnish makes the cgroup of the pods, the certificates and the images.
+func (n *Node) furnish() error {
 	if err := group(n.podRoot()).make(true); err != nil {
 		return err
 	}
 	// Nobody resolves names out there, and the control plane's address says so at once.
-	if err := os.WriteFile(dir+"/etc/upper/resolv.conf", []byte("nameserver "+CoreIP+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(n.dir+"/etc/upper/resolv.conf", []byte("nameserver "+CoreIP+"\n"), 0o644); err != nil {
 		return err
 	}
 	if err := n.cluster.CA.Issue(n.Name+"-serving", Subject{Name: "system:node:" + n.Name, Groups: []string{"system:nodes"}, Hosts: []string{n.Name, n.IP}}); err != nil {
@@ -117,11 +118,15 @@ func (n *Node) layImages() error {
 		if err != nil {
 			return err
 		}
-		data, err := os.ReadFile(file)
+		to := n.dir + "/images/" + filepath.Base(file)
+		if os.Link(file, to) == nil {
+			continue
+		}
+		data, err := os.ReadFile(file) // another file system
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(n.dir+"/images/"+filepath.Base(file), data, 0o644); err != nil {
+		if err := os.WriteFile(to, data, 0o644); err != nil {
 			return err
 		}
 	}
@@ -156,7 +161,7 @@ func (n *Node) startParts() error {
 		return err
 	}
 	path := "PATH=" + filepath.Join(harness.Top(), ".cache/upstream/bin") + ":" + os.Getenv("PATH")
-	if n.Runtime, err = n.start("runtime", []string{path}, argv...); err != nil {
+	if n.Runtime, err = n.part("runtime", []string{path}, argv); err != nil {
 		return err
 	}
 	if err := n.waitRuntime(); err != nil {
@@ -165,14 +170,22 @@ func (n *Node) startParts() error {
 	if argv, err = n.kubeletCommand(); err != nil {
 		return err
 	}
-	if n.Kubelet, err = n.start("kubelet", nil, argv...); err != nil {
+	if n.Kubelet, err = n.part("kubelet", nil, argv); err != nil {
 		return err
 	}
 	if argv, err = n.proxyCommand(); err != nil {
 		return err
 	}
-	n.Proxy, err = n.start("proxy", nil, argv...)
+	n.Proxy, err = n.part("proxy", nil, argv)
 	return err
+}
+
+// part starts one of the three.
+func (n *Node) part(name string, env, argv []string) (*Process, error) {
+	if n.again {
+		argv = append([]string{"/bin/sh", "-c", `while :; do "$@"; sleep 0.1; done`, "again"}, argv...)
+	}
+	return n.start(name, env, argv...)
 }
 
 // waitRuntime waits for the socket, and puts the images into a runtime that does not find them itself.

@@ -24,9 +24,9 @@ func (m Maker) String() string {
 	return "worknode"
 }
 
-// etcdCommand keeps its data in memory: how fast a disk syncs is not what is tested.
-func etcdCommand() []string {
-	return []string{Program("etcd"), "--name=bed", "--data-dir=/run/etcd", "--unsafe-no-fsync",
+// etcdCommand does not wait for disks: how fast they sync is not what is tested.
+func etcdCommand(data string) []string {
+	return []string{Program("etcd"), "--name=bed", "--data-dir=" + data, "--unsafe-no-fsync", "--listen-metrics-urls=http://127.0.0.1:2381",
 		"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
 		"--listen-peer-urls=http://127.0.0.1:2380", "--initial-advertise-peer-urls=http://127.0.0.1:2380",
 		"--initial-cluster=bed=http://127.0.0.1:2380", "--log-level=warn"}

@@ -61,6 +61,36 @@ func Start(t testing.TB, config Config) *Cluster {
 	return c
 }
 
+// StartSelf makes a machine with nothing but worknode, which runs a control plane as static pods and has joined it.
+func StartSelf(t testing.TB) (*Cluster, *Node) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root: it makes namespaces, mounts and cgroups")
+	}
+	sweep()
+	dir, err := os.MkdirTemp("", "bed-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own++
+	c, n, err := UpSelf(dir, strconv.Itoa(os.Getpid())+"-"+strconv.Itoa(own))
+	t.Cleanup(func() {
+		if t.Failed() && n != nil {
+			for _, p := range n.Parts() {
+				t.Log(p.Said())
+			}
+		}
+		if err := c.Down(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.pods = follow(c.Kube)
+	return c, n
+}
+
 func bring(t testing.TB, name string, config Config) *Cluster {
 	t.Helper()
 	if os.Geteuid() != 0 {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/singleflight"
@@ -24,6 +25,7 @@ import (
 	"worknode/runtime/registry"
 	"worknode/runtime/state"
 	"worknode/runtime/stream"
+	"worknode/runtime/verify"
 	"worknode/task"
 )
 
@@ -39,6 +41,7 @@ type loop struct {
 	keeper   *act.Keeper
 	images   *image.Store
 	registry *registry.Client
+	policy   atomic.Pointer[verify.Policy]
 	pulls    pulls
 	net      *networks
 	nri      *nri.Hub // nil when it is off

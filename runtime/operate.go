@@ -20,6 +20,7 @@ import (
 	"worknode/fault"
 	"worknode/runtime/metrics"
 	"worknode/runtime/state"
+	"worknode/runtime/verify"
 	"worknode/version"
 )
 
@@ -202,9 +203,14 @@ func (l *loop) adopt(next Options) error {
 	if err := next.fill(); err != nil {
 		return err
 	}
+	policy, err := verify.New(next.Verify)
+	if err != nil {
+		return err
+	}
 	if err := l.images.Pin(next.Pinned); err != nil {
 		return err
 	}
+	l.policy.Store(policy)
 	l.registry.Set(l.registryOptions(next))
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"worknode/runtime/config"
 	"worknode/runtime/handler"
 	"worknode/runtime/network"
+	"worknode/runtime/verify"
 )
 
 // FromConfig turns a configuration, which Check has passed, into options.
@@ -27,6 +28,9 @@ func FromConfig(c config.Config) (Options, error) {
 	}
 	for _, h := range c.Handlers {
 		o.Handlers = append(o.Handlers, handler.Config{Name: h.Name, Path: h.Path, Root: h.Root, Args: h.Args})
+	}
+	for _, v := range c.Images.Verify {
+		o.Verify = append(o.Verify, verify.Rule(v))
 	}
 	if c.Network.Bridge != "" {
 		subnet, err := netip.ParsePrefix(c.Network.PodCIDR)

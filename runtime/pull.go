@@ -10,11 +10,13 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"worknode/fault"
 	"worknode/runtime/image"
 	"worknode/runtime/registry"
+	"worknode/runtime/verify"
 )
 
 // pulls are the pulls under way. Those who ask for one image with the same credentials share one.
@@ -133,11 +135,23 @@ func (l *loop) fetch(ctx context.Context, name image.Ref, login registry.Credent
 		return image.Image{}, err
 	}
 	defer repository.Close()
-	im, err := l.images.Fetch(ctx, name.String(), repository)
+	im, err := l.images.Fetch(ctx, name.String(), vetted{repository, l.policy.Load(), name.Registry + "/" + name.Repository})
 	if err == nil {
 		slog.Info("image pulled", "image", name, "id", im.ID, "size", im.Size, "took", time.Since(begin).Round(time.Millisecond))
 	}
 	return im, err
+}
+
+// vetted is a repository whose images must pass the policy.
+type vetted struct {
+	*registry.Repository
+	policy *verify.Policy
+	name   string
+}
+
+// Vet implements image.Vetter.
+func (v vetted) Vet(ctx context.Context, sums ...digest.Digest) error {
+	return v.policy.Check(ctx, v.name, v.Repository, sums...)
 }
 
 // credentials reads what a kubelet found for an image. Source: CRI AuthConfig; "auth" is base64 of "user:password".

@@ -24,6 +24,7 @@ import (
 	"worknode/runtime/registry"
 	"worknode/runtime/state"
 	"worknode/runtime/stream"
+	"worknode/runtime/verify"
 	"worknode/task"
 	"worknode/version"
 )
@@ -40,6 +41,7 @@ type Options struct {
 	Parallel   int              // layers of one image that are unpacked at the same time; zero: 3
 	PullStall  time.Duration    // how long a pull may go on without a byte; zero: a minute
 	Pinned     []string         // names and patterns of images that the kubelet is not to clean up
+	Verify     []verify.Rule    // whose images are welcome; none: all
 	Bridge     network.Config   // built-in pod network; no name: CNI plugins connect pods
 	CNI        cni.Config       // empty folders: /etc/cni/net.d, /opt/cni/bin and a folder in Root
 	Handlers   []handler.Config // OCI runtimes beside the native executor
@@ -48,7 +50,7 @@ type Options struct {
 	Streaming  string           // address of the streaming server; empty: 127.0.0.1:0
 	Metrics    string           // address for /metrics and /healthz over HTTP; empty: none
 	Debug      string           // unix socket with pprof, /metrics and /healthz; empty: Run/debug.sock; "-": none
-	Updates    <-chan Options   // other options while it runs; of them Pinned, CertsDirs and PullStall count
+	Updates    <-chan Options   // other options while it runs; of them Pinned, Verify, CertsDirs and PullStall count
 	Ready      func()           // called once when the socket answers; may be nil
 }
 
@@ -187,6 +189,11 @@ func (l *loop) open(ctx context.Context) (err error) {
 	if err := l.images.Pin(l.opt.Pinned); err != nil {
 		return err
 	}
+	policy, err := verify.New(l.opt.Verify)
+	if err != nil {
+		return err
+	}
+	l.policy.Store(policy)
 	l.registry = registry.New(l.registryOptions(l.opt))
 	if l.net, err = openNetworks(l.opt); err != nil {
 		return err

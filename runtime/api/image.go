@@ -3,13 +3,18 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"strconv"
 	"strings"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"worknode/fault"
 	"worknode/runtime/image"
+	"worknode/runtime/verify"
 )
 
 func (s *Server) ListImages(_ context.Context, r *cri.ListImagesRequest) (*cri.ListImagesResponse, error) {
@@ -53,6 +58,11 @@ func (s *Server) PullImage(ctx context.Context, r *cri.PullImageRequest) (*cri.P
 		return nil, fault.New(fault.Invalid, "the request names no image")
 	}
 	im, err := s.node.PullImage(ctx, ref, r.GetAuth())
+	if errors.Is(err, verify.ErrRefused) {
+		// The kubelet knows this word, and only at the beginning of an error without a code.
+		// Source: cri-api pkg/errors; kubelet pkg/kubelet/images, evalCRIPullErr.
+		return nil, status.Error(codes.Unknown, crierrors.ErrSignatureValidationFailed.Error()+": "+err.Error())
+	}
 	if err != nil {
 		return nil, err
 	}

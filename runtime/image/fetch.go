@@ -36,6 +36,19 @@ type Source interface {
 	Layer(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error)
 }
 
+// Vetter is a Source that has a say in whether the image is welcome. It is told the digests of what the reference names
+// and, once known, of this node's manifest. An error keeps the image out before a layer is fetched.
+type Vetter interface {
+	Vet(ctx context.Context, sums ...digest.Digest) error
+}
+
+func vet(ctx context.Context, src Source, sums ...digest.Digest) error {
+	if v, ok := src.(Vetter); ok {
+		return v.Vet(ctx, sums...)
+	}
+	return nil
+}
+
 // Fetch brings in the image that ref names from a registry, or finds that the store has it already. Layers stream from
 // the source to their place; those that the store has are not fetched. A tag moves to the image that it names now.
 // Errors: those of the source; Invalid if the image is damaged or not for this node; Exhausted if the disk is too small.
@@ -55,6 +68,13 @@ func (s *Store) Fetch(ctx context.Context, ref string, src Source) (Image, error
 	f := fetcher{ctx: ctx, src: src}
 	w, err := f.top(sum, data)
 	if err != nil {
+		return Image{}, err
+	}
+	sums := []digest.Digest{sum}
+	if w.manifest != sum {
+		sums = append(sums, w.manifest)
+	}
+	if err := vet(ctx, src, sums...); err != nil {
 		return Image{}, err
 	}
 	expect(ctx, w.layers)
@@ -88,7 +108,7 @@ func (s *Store) unchanged(ctx context.Context, repo, rest string, src Source) (I
 	if fault.Is(err, fault.Invalid) {
 		return Image{}, false, nil // a registry that does not like the question
 	}
-	if err != nil || sum == "" {
+	if err != nil || sum == "" || vet(ctx, src, sum) != nil { // of an index, its manifest may be what is signed
 		return Image{}, false, err
 	}
 	s.mu.Lock()

@@ -69,6 +69,18 @@ func (r *Repository) Manifest(ctx context.Context, d digest.Digest) ([]byte, err
 	return r.document(ctx, func(h *host) bool { return h.pull }, "manifests/"+d.String(), accepted, d)
 }
 
+// Tagged returns what another tag of the repository names.
+func (r *Repository) Tagged(ctx context.Context, tag string) ([]byte, error) {
+	return r.document(ctx, func(h *host) bool { return h.resolve }, "manifests/"+tag, accepted, "")
+}
+
+// Referrers returns the index of what says something about a manifest, signatures among it.
+// Errors: NotFound, or Invalid, from a registry that keeps no such list.
+// Source: OCI distribution-spec 1.1, "Listing Referrers".
+func (r *Repository) Referrers(ctx context.Context, d digest.Digest) ([]byte, error) {
+	return r.document(ctx, func(h *host) bool { return h.resolve }, "referrers/"+d.String(), ocispec.MediaTypeImageIndex, "")
+}
+
 // Config returns an image's configuration, checked.
 func (r *Repository) Config(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
 	if d.Size > MaxDocument {

@@ -96,11 +96,7 @@ func boot(t *testing.T, extra string) *node {
 
 func (n *node) start() {
 	n.t.Helper()
-	file := filepath.Join(n.dir, "config.toml")
-	text := fmt.Sprintf("root = '%s'\nrun = '%s/run'\nsocket = '%s'\ncgroup = '/wn-store-%s'\n%s\n[network]\ncni-conf-dir = '%s/cni'\n", n.root, n.dir, n.socket(), filepath.Base(n.dir), n.extra, n.dir)
-	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-		n.t.Fatal(err)
-	}
+	file := n.configure()
 	n.log = &buffer{}
 	n.cmd = exec.Command(harness.Binary(n.t, "worknode"), "runtime", "--config", file)
 	n.cmd.Stderr = n.log
@@ -110,6 +106,17 @@ func (n *node) start() {
 	harness.Until(n.t, "the runtime serves", harness.Slow(20*time.Second), func() bool {
 		return n.cmd.ProcessState == nil && strings.Contains(n.log.String(), "runtime serves")
 	})
+}
+
+// configure writes the configuration file.
+func (n *node) configure() string {
+	n.t.Helper()
+	file := filepath.Join(n.dir, "config.toml")
+	text := fmt.Sprintf("root = '%s'\nrun = '%s/run'\nsocket = '%s'\ncgroup = '/wn-store-%s'\n%s\n[network]\ncni-conf-dir = '%s/cni'\n", n.root, n.dir, n.socket(), filepath.Base(n.dir), n.extra, n.dir)
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		n.t.Fatal(err)
+	}
+	return file
 }
 
 func (n *node) stop(how syscall.Signal) {

@@ -74,6 +74,8 @@ func image(t *testing.T, layers ...v1.Layer) v1.Image {
 	return im
 }
 
+func arch() string { return runtime.GOARCH }
+
 func TestEveryFormatIsPulledListedAndRemoved(t *testing.T) {
 	n, s := boot(t, ""), openShop(t)
 	gz := layer(t, 1, 4, 1000, nil)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,13 +28,49 @@ type cleaner struct {
 
 	mu      sync.Mutex
 	pending map[state.Family]fronts
+	coming  map[state.Family]fronts // what the transaction on its way will make of fronts; see announce
 }
 
 func newCleaner(cleaned func(state.Cleaned)) *cleaner {
-	return &cleaner{cleaned: cleaned, wake: make(chan struct{}, 1), pending: map[state.Family]fronts{}}
+	return &cleaner{cleaned: cleaned, wake: make(chan struct{}, 1), pending: map[state.Family]fronts{}, coming: map[state.Family]fronts{}}
 }
 
-// queue asks for the flows of fronts to be cleaned; a node port's front is one on each of nodes.
+// announce tells what queue will ask for once a transaction is committed. A cleaning that is at work knows only of
+// earlier ones: it must not cut the flows that this one brings about.
+func (c *cleaner) announce(fam state.Family, flows []plan.Flows, nodes []netip.Addr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.coming[fam] = fronts{}
+	gather(c.coming[fam], flows, nodes)
+}
+
+// gather lists flows by front; a node port's front is one on each of nodes.
+func gather(at fronts, flows []plan.Flows, nodes []netip.Addr) {
+	for _, f := range flows {
+		if f.Front.Addr.IsValid() {
+			at[netip.AddrPortFrom(f.Front.Addr, f.Front.Port)] = f.Serving
+			continue
+		}
+		for _, a := range nodes {
+			at[netip.AddrPortFrom(a, f.Front.Port)] = f.Serving
+		}
+	}
+}
+
+// stale tells which flows a cleaning of at is to cut: those that lead nowhere by all that is known by now.
+func (c *cleaner) stale(fam state.Family, at fronts) func(to, answers netip.AddrPort) bool {
+	return func(to, answers netip.AddrPort) bool {
+		good, ours := at[to]
+		if !ours || slices.Contains(good, answers) {
+			return false
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return !slices.Contains(c.pending[fam][to], answers) && !slices.Contains(c.coming[fam][to], answers)
+	}
+}
+
+// queue asks for the flows of fronts to be cleaned.
 func (c *cleaner) queue(fam state.Family, flows []plan.Flows, nodes []netip.Addr) {
 	if len(flows) == 0 {
 		return
@@ -44,15 +81,7 @@ func (c *cleaner) queue(fam state.Family, flows []plan.Flows, nodes []netip.Addr
 		at = fronts{}
 		c.pending[fam] = at
 	}
-	for _, f := range flows {
-		if f.Front.Addr.IsValid() {
-			at[netip.AddrPortFrom(f.Front.Addr, f.Front.Port)] = f.Serving
-			continue
-		}
-		for _, a := range nodes {
-			at[netip.AddrPortFrom(a, f.Front.Port)] = f.Serving
-		}
-	}
+	gather(at, flows, nodes)
 	c.mu.Unlock()
 	c.kick()
 }
@@ -85,7 +114,7 @@ func (c *cleaner) run(ctx context.Context, conn *nft.Conn) {
 
 func (c *cleaner) clean(ctx context.Context, conn *nft.Conn, fam state.Family, at fronts) error {
 	began := time.Now()
-	n, err := conntrack.Clean(conn, fam, at)
+	n, err := conntrack.Clean(conn, fam, at, c.stale(fam, at))
 	took := time.Since(began)
 	if c.cleaned != nil {
 		c.cleaned(state.Cleaned{Family: fam, Deleted: n, Took: took, Err: err})

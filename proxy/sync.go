@@ -34,6 +34,7 @@ type pass struct {
 	changes []act.Change
 	deltas  []plan.Delta // one a family
 	seen    []act.Seen   // one a family, if Full
+	flows   [][]plan.Flows
 }
 
 // sync makes one transaction of both families: of all that is dirty, or of a part that is not too long.
@@ -50,6 +51,7 @@ func (l *loop) sync() error {
 		l.prepare(p)
 	}
 	if err == nil {
+		l.announce(p)
 		err = l.apply(p)
 	}
 	if err != nil {
@@ -122,6 +124,18 @@ func (p *pass) add(fam state.Family, d plan.Delta) {
 	p.changes = append(p.changes, act.Change{Family: fam})
 }
 
+// announce finds out which UDP flows may live on behind the pass, while the old fronts are still known.
+func (l *loop) announce(p *pass) {
+	for i, f := range l.families {
+		m := f.model
+		if m == nil {
+			m = plan.NewModel()
+		}
+		p.flows = append(p.flows, m.Flows(&p.deltas[i]))
+		l.cleaner.announce(f.fam, p.flows[i], l.want(f.fam).NodeIPs)
+	}
+}
+
 // apply has the kernel take the pass.
 func (l *loop) apply(p *pass) (err error) {
 	var do []act.Change
@@ -151,7 +165,6 @@ func (l *loop) commit(p *pass) {
 		if f.model == nil {
 			f.model = plan.NewModel()
 		}
-		flows := f.model.Flows(d)
 		f.model.Commit(d)
 		if err := l.tables.Sweep(f.fam, d.Sweep); err != nil {
 			// Those clients stay with an endpoint that is gone until their time is over, or the next look sweeps them.
@@ -159,7 +172,7 @@ func (l *loop) commit(p *pass) {
 			l.looking = lookError
 		}
 		if !l.settings.KeepUDPFlows {
-			l.cleaner.queue(f.fam, flows, f.model.NodeIPs())
+			l.cleaner.queue(f.fam, p.flows[i], f.model.NodeIPs())
 		}
 	}
 	if p.Full {

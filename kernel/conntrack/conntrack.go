@@ -60,7 +60,7 @@ func EndUDP(conn *nft.Conn, family nft.Family, stale func(Flow) bool) (deleted i
 	if err != nil {
 		return 0, err
 	}
-	return end(conn, family, found)
+	return end(conn, family, found, stale)
 }
 
 // fewFronts is up to how many destinations are asked for one by one. The kernel walks all its flows for each question, but
@@ -80,7 +80,7 @@ func EndUDPTo(conn *nft.Conn, family nft.Family, to []netip.AddrPort, stale func
 		}
 		found = append(found, some...)
 	}
-	return end(conn, family, found)
+	return end(conn, family, found, stale)
 }
 
 // find dumps the UDP flows that stale picks, of those to one destination if to is valid.
@@ -105,9 +105,12 @@ func find(conn *nft.Conn, family nft.Family, to netip.AddrPort, stale func(Flow)
 	return found, nil
 }
 
-// end deletes flows.
-func end(conn *nft.Conn, family nft.Family, flows []Flow) (deleted int, err error) {
+// end deletes flows, those that are still stale: the dump may have taken a while.
+func end(conn *nft.Conn, family nft.Family, flows []Flow, stale func(Flow) bool) (deleted int, err error) {
 	for _, f := range flows {
+		if !stale(f) {
+			continue
+		}
 		gone := conn.Request(unix.NFNL_SUBSYS_CTNETLINK, msgDelete, family, false, func(r *nft.Request) {
 			r.Bytes(ctaTupleOrig|unix.NLA_F_NESTED, f.tuple)
 			if f.id != nil {

@@ -2,6 +2,7 @@ package bed
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -49,16 +50,19 @@ func (c *Cluster) Requests(is func(Request) bool) ([]Request, error) {
 		var e struct {
 			Verb, RequestURI, UserAgent, Stage string
 			User                               struct{ Username string }
-			ResponseStatus                     struct{ Code int }
-			StageTimestamp                     time.Time
-			Annotations                        map[string]string
+			ResponseStatus                     struct {
+				Code    int
+				Message string
+			}
+			StageTimestamp time.Time
+			Annotations    map[string]string
 		}
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			continue // the last line may be half written
 		}
 		r := Request{User: e.User.Username, Agent: e.UserAgent, Verb: e.Verb, URI: e.RequestURI, Code: e.ResponseStatus.Code, Stage: e.Stage, Time: e.StageTimestamp}
-		if why := e.Annotations["authorization.k8s.io/reason"]; r.Code == 403 && why != "" {
-			r.Reason = ": " + why
+		if Denied(r) {
+			r.Reason = ": " + cmp.Or(e.ResponseStatus.Message, e.Annotations["authorization.k8s.io/reason"])
 		}
 		if is(r) {
 			out = append(out, r)

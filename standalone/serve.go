@@ -25,7 +25,6 @@ import (
 
 	"worknode/fault"
 	"worknode/standalone/api"
-	"worknode/standalone/dns"
 	"worknode/standalone/endpoints"
 	"worknode/standalone/manifest"
 	"worknode/standalone/store"
@@ -34,7 +33,7 @@ import (
 
 const (
 	clusterDomain = "cluster.local"
-	dnsPort       = 10053 // on the node's address; pods ask the Service kube-dns, port 53
+	dnsPort       = 10053 // of the proxy, on the node's address; pods ask the Service kube-dns, port 53
 )
 
 // local is the node's API and what keeps its objects true.
@@ -73,9 +72,6 @@ func (n *node) openAPI(ctx context.Context) (*local, error) {
 		if err := l.announce(s); err != nil {
 			return nil, err
 		}
-	}
-	if err := n.serveDNS(ctx, objects); err != nil {
-		slog.Warn("names of Services are not answered on this node", "err", err)
 	}
 	keeping, stop := context.WithCancel(ctx)
 	l.stop = stop
@@ -230,39 +226,6 @@ func (l *local) announce(s builtinService) error {
 		return fmt.Errorf("endpoints of service %s/%s: %w", s.namespace, s.name, err)
 	}
 	return nil
-}
-
-// serveDNS answers names of Services on the node's address.
-func (n *node) serveDNS(ctx context.Context, objects *store.Store) error {
-	var udp net.PacketConn
-	var tcp net.Listener
-	err := n.inside(func() (err error) {
-		if udp, err = net.ListenPacket("udp4", n.at(dnsPort)); err != nil {
-			return err
-		}
-		tcp, err = net.Listen("tcp4", n.at(dnsPort))
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	server := dns.New(objects, clusterDomain, n.resolvers())
-	n.tasks.Go("DNS", func(context.Context) { server.Serve(ctx, udp, tcp) })
-	return nil
-}
-
-// resolvers are those of the machine; an isolated node has no way to them.
-func (n *node) resolvers() (all []string) {
-	if n.netns != "" {
-		return nil
-	}
-	data, _ := os.ReadFile("/etc/resolv.conf")
-	for line := range strings.Lines(string(data)) {
-		if f := strings.Fields(line); len(f) == 2 && f[0] == "nameserver" {
-			all = append(all, net.JoinHostPort(f[1], "53"))
-		}
-	}
-	return all
 }
 
 // drain stops keeping the manifests, asks all pods to end and waits until they have, within limit beyond their grace.

@@ -38,6 +38,8 @@ func command(name string) *cobra.Command {
 	switch name {
 	case "kubelet":
 		return kubeletCommand()
+	case "kube-proxy":
+		return proxyCommand(name)
 	default:
 		return root()
 	}
@@ -59,7 +61,7 @@ func root() *cobra.Command {
 	}
 	add("node", runCommand())
 	add("user", cli.Commands()...)
-	add("process", runtimeCommand(), kubeletCommand(), proxyCommand(), ociCommand())
+	add("process", runtimeCommand(), kubeletCommand(), proxyCommand("proxy"), ociCommand())
 	return c
 }
 

@@ -130,3 +130,16 @@ func Choose(local Local, which state.NodePortAddrs, node []netip.Addr) []netip.A
 	slices.SortFunc(out, netip.Addr.Compare)
 	return slices.Compact(out)
 }
+
+// DeviceTo is the device behind which an address is, by the routes of the calling thread's network namespace.
+func DeviceTo(a netip.Addr) (string, error) {
+	routes, err := netlink.RouteGet(a.AsSlice())
+	if err != nil || len(routes) == 0 {
+		return "", fmt.Errorf("no route to %s: %w", a, err)
+	}
+	link, err := netlink.LinkByIndex(routes[0].LinkIndex)
+	if err != nil {
+		return "", fmt.Errorf("device to %s: %w", a, err)
+	}
+	return link.Attrs().Name, nil
+}

@@ -1,10 +1,8 @@
 package api
 
 import (
-	"net/http/httptest"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -80,39 +78,4 @@ func TestSliceDefaultsAndTrimming(t *testing.T) {
 	if got, _ := Slice(in, "n"); got != nil {
 		t.Error("a slice of no Service")
 	}
-}
-
-func TestHealthIsAboutWaitingChanges(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h, m := NewHealth(time.Now()), &Metrics{}
-		ask := func(path string) int {
-			w := httptest.NewRecorder()
-			h.Handler(m).ServeHTTP(w, httptest.NewRequest("GET", path, nil))
-			return w.Code
-		}
-		expect := func(what string, healthz, livez int) {
-			t.Helper()
-			if a, b := ask("/healthz"), ask("/livez"); a != healthz || b != livez {
-				t.Errorf("%s: healthz %d, livez %d; want %d, %d", what, a, b, healthz, livez)
-			}
-		}
-		expect("before the first sync", 503, 503)
-		h.Done(time.Now())
-		time.Sleep(24 * time.Hour)
-		expect("a quiet day", 200, 200)
-		h.Queued(time.Now())
-		time.Sleep(staleAfter / 2)
-		expect("a change waits", 200, 200)
-		h.Queued(time.Now()) // a newer one does not make the oldest younger
-		time.Sleep(staleAfter / 2)
-		expect("it waits for too long", 503, 503)
-		h.Done(time.Now())
-		h.SetEligible(false)
-		expect("the node leaves", 503, 200)
-		var out strings.Builder
-		m.Write(&out)
-		if !strings.Contains(out.String(), `kubeproxy_proxy_healthz_total{code="503"} 3`) {
-			t.Errorf("metrics:\n%s", out.String())
-		}
-	})
 }

@@ -1,4 +1,4 @@
-// Package leftover removes what kube-proxy has left in the kernel: its nftables tables and its iptables chains, in any of
+// Package leftover removes the iptables chains that kube-proxy has left in the kernel, in any of
 // its modes. Nobody else's rules are touched: a chain that another program's rule leads to stays, and is named.
 package leftover
 
@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -93,41 +94,64 @@ var tools = [][]string{{"iptables-nft", "iptables-legacy"}, {"ip6tables-nft", "i
 
 const patience = 30 * time.Second
 
-// IPTables removes kube-proxy's chains in the network namespace of the process, by whatever iptables is installed; with
-// none there is nothing to do, as then nobody can have made such rules. Safe to repeat.
+// IPTables removes kube-proxy's chains in the network namespace of the calling thread, by whatever iptables is installed;
+// with none there is nothing to do, as then nobody can have made such rules. Safe to repeat.
 func IPTables(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var errs []error
-	for _, variants := range tools {
-		found := variants[:0:0]
-		for _, tool := range variants {
-			if _, err := exec.LookPath(tool + "-save"); err == nil {
-				found = append(found, tool)
-			}
-		}
-		if plain, _, _ := strings.Cut(variants[0], "-"); len(found) == 0 {
-			if _, err := exec.LookPath(plain + "-save"); err == nil {
-				found = append(found, plain)
-			}
-		}
-		for _, tool := range found {
-			for _, table := range []string{"nat", "filter", "mangle"} {
-				if err := clean(ctx, tool, table); err != nil {
-					errs = append(errs, err)
-				}
+	for _, tool := range installed() {
+		for _, table := range []string{"nat", "filter", "mangle"} {
+			if err := clean(ctx, tool, table); err != nil {
+				errs = append(errs, err)
 			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func clean(ctx context.Context, tool, table string) error {
+// Found names the programs by which kube-proxy's Services are in iptables.
+func Found(ctx context.Context) (by []string) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for _, tool := range installed() {
+		if strings.Contains(string(save(ctx, tool, "nat")), ":KUBE-SERVICES ") {
+			by = append(by, tool)
+		}
+	}
+	return by
+}
+
+func installed() (all []string) {
+	for _, variants := range tools {
+		before := len(all)
+		plain, _, _ := strings.Cut(variants[0], "-")
+		for _, tool := range append(slices.Clone(variants), plain) {
+			if _, err := exec.LookPath(tool + "-save"); err == nil && (tool != plain || len(all) == before) {
+				all = append(all, tool)
+			}
+		}
+	}
+	return all
+}
+
+// save reads a table; nothing if the kernel has no such table, or not this kind of iptables.
+func save(ctx context.Context, tool, table string) []byte {
+	if family, legacy := strings.CutSuffix(tool, "tables-legacy"); legacy { // it would make a table by looking at it
+		names, err := os.ReadFile("/proc/thread-self/net/" + family + "_tables_names")
+		if err != nil || !slices.Contains(strings.Fields(string(names)), table) {
+			return nil
+		}
+	}
 	saved, err := exec.CommandContext(ctx, tool+"-save", "-t", table).Output()
 	if err != nil {
-		return nil // this kernel has no such table, or not this kind of iptables
+		return nil
 	}
-	script, kept := removal(table, saved)
+	return saved
+}
+
+func clean(ctx context.Context, tool, table string) error {
+	script, kept := removal(table, save(ctx, tool, table))
 	if len(kept) > 0 {
 		slog.Warn("chains of kube-proxy stay, as other rules lead to them", "by", tool, "table", table, "chains", kept)
 	}

@@ -3,14 +3,12 @@ package net
 import (
 	"os/exec"
 	"testing"
-
-	"worknode/proxy"
 )
 
 // The shape of a real node: both pods on one bridge. The answer of a pod to its neighbour stays on the bridge, and
 // would reach the client with the pod's address instead of the Service's, did the bridge not hand it to netfilter.
 func TestPodsOnOneBridgeReachEachOtherAndThemselves(t *testing.T) {
-	n := newNode(t, proxy.Options{ClusterCIDR: []string{"10.3.0.0/16"}})
+	n := newNode(t, options{ClusterCIDR: []string{"10.3.0.0/16"}})
 	host := n.prefix + "node"
 	n.ip("-n", host, "link", "add", "br0", "type", "bridge")
 	n.ip("-n", host, "addr", "add", "10.3.0.1/24", "dev", "br0")

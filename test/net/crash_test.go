@@ -129,7 +129,7 @@ func (n *node) sameAsFresh() {
 }
 
 func TestThousandRandomChangesWithKillsEqualAFreshCompile(t *testing.T) {
-	n := newNode(t, proxy.Options{})
+	n := newNode(t, options{})
 	r := rand.New(rand.NewPCG(3, 4))
 	n.start()
 	for i := 1; i <= 1000; i++ {
@@ -146,7 +146,7 @@ func TestThousandRandomChangesWithKillsEqualAFreshCompile(t *testing.T) {
 }
 
 func TestRestartAdoptsWithoutLosingConnections(t *testing.T) {
-	n := newNode(t, proxy.Options{})
+	n := newNode(t, options{})
 	n.serve("back", 8080)
 	n.start()
 	n.service("web", "10.96.0.1", port{tcp, 80, 30080})
@@ -232,7 +232,7 @@ func TestForeignOrDamagedTableIsReplaced(t *testing.T) {
 		"element gone":  func(n *node) { n.nft("flush", "map", "ip", table, "ep") },
 	} {
 		t.Run(what, func(t *testing.T) {
-			n := newNode(t, proxy.Options{})
+			n := newNode(t, options{})
 			n.serve("back", 8080)
 			n.start()
 			n.service("web", "10.96.0.1", port{tcp, 80, 0})
@@ -254,7 +254,7 @@ func TestForeignOrDamagedTableIsReplaced(t *testing.T) {
 }
 
 func TestRunningProxyKeepsOthersOut(t *testing.T) {
-	n := newNode(t, proxy.Options{})
+	n := newNode(t, options{})
 	n.serve("back", 8080)
 	n.start()
 	n.service("web", "10.96.0.1", port{tcp, 80, 0})
@@ -270,14 +270,14 @@ func TestRunningProxyKeepsOthersOut(t *testing.T) {
 		t.Errorf("a second proxy says: %s", log)
 	}
 	n.lab.in("node", func() {
-		if err := proxy.Cleanup(); !fault.Is(err, fault.Denied) {
+		if err := proxy.Cleanup(t.Context()); !fault.Is(err, fault.Denied) {
 			t.Errorf("clean-up under a running proxy: %v", err)
 		}
 	})
 	n.kill()
 	n.lab.in("node", func() {
 		for range 2 {
-			if err := proxy.Cleanup(); err != nil {
+			if err := proxy.Cleanup(t.Context()); err != nil {
 				t.Error(err)
 			}
 		}
@@ -288,7 +288,7 @@ func TestRunningProxyKeepsOthersOut(t *testing.T) {
 }
 
 func TestListingIsReadable(t *testing.T) {
-	n := newNode(t, proxy.Options{ClusterCIDR: []string{podCIDR, "10.2.0.0/16"}})
+	n := newNode(t, options{ClusterCIDR: []string{podCIDR, "10.2.0.0/16"}})
 	n.serve("back", 8080)
 	n.start()
 	n.service("web", "10.96.0.1", port{tcp, 80, 30080}, port{udp, 53, 0})
@@ -311,7 +311,7 @@ func TestListingIsReadable(t *testing.T) {
 // BenchmarkEndpointChange is the time from an endpoint change in the API to the element in the kernel, with 1,000
 // Services: the change is written to the proxy process, and the kernel's own notification ends the clock.
 func BenchmarkEndpointChange(b *testing.B) {
-	n := newNode(b, proxy.Options{})
+	n := newNode(b, options{})
 	n.start()
 	for i := range 1000 {
 		name := fmt.Sprintf("svc-%04d", i)

@@ -7,15 +7,13 @@ import (
 	"os"
 	"strings"
 	"testing"
-
-	"worknode/proxy"
 )
 
 // TestMemoryWithAThousandServices guards the proxy's price on a node: private and shared memory of its process.
 // The test binary is larger than the product, so the bound is not tighter than the product's own goal of 20 MB; the
 // race detector multiplies memory, so this is not built with it.
 func TestMemoryWithAThousandServices(t *testing.T) {
-	n := newNode(t, proxy.Options{})
+	n := newNode(t, options{})
 	n.start()
 	for i := range 1000 {
 		name := fmt.Sprintf("svc-%04d", i)

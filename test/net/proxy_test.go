@@ -22,6 +22,7 @@ import (
 
 	"worknode/kube"
 	"worknode/proxy"
+	"worknode/proxy/config"
 )
 
 const childEnv = "WORKNODE_TEST_PROXY"
@@ -34,12 +35,12 @@ func TestMain(m *testing.M) {
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	var o proxy.Options
-	if err := json.Unmarshal([]byte(os.Getenv(childEnv)), &o); err != nil {
+	c, err := config.Parse("test", []byte(os.Getenv(childEnv)), false)
+	if err != nil {
 		slog.Error("options", "err", err)
 		os.Exit(2)
 	}
-	if err := proxy.RunFeed(ctx, o, stdin{}); err != nil {
+	if err := proxy.RunFeed(ctx, proxy.Options{Config: c}, stdin{}); err != nil {
 		slog.Error("proxy", "err", err)
 		os.Exit(1)
 	}
@@ -77,10 +78,30 @@ func (stdin) Follow(ctx context.Context, send func(kube.Delta)) {
 	}
 }
 
+// options are what a test wants of the configuration. The servers get ports that no test asks unless it says so.
+type options struct {
+	ClusterCIDR              []string
+	NodePortAddresses        []string
+	HealthzAddr, MetricsAddr string
+}
+
+func (o options) config() string {
+	c := config.Default()
+	c.Mode, c.HostnameOverride, c.ClusterCIDR, c.NodePortAddresses = config.ModeNFTables, "node", strings.Join(o.ClusterCIDR, ","), o.NodePortAddresses
+	if o.HealthzAddr != "" {
+		c.HealthzBindAddress, c.MetricsBindAddress = o.HealthzAddr, o.MetricsAddr
+	}
+	text, err := json.Marshal(c)
+	if err != nil {
+		panic(err)
+	}
+	return string(text)
+}
+
 // node is a proxy process in a lab, and the API it sees.
 type node struct {
 	*lab
-	o     proxy.Options
+	o     options
 	cmd   *exec.Cmd
 	in    io.WriteCloser
 	enc   *json.Encoder
@@ -91,10 +112,7 @@ type node struct {
 	slices   map[string]*discoveryv1.EndpointSlice
 }
 
-func newNode(t testing.TB, o proxy.Options) *node {
-	if o.NodeName == "" {
-		o.NodeName = "node"
-	}
+func newNode(t testing.TB, o options) *node {
 	if o.ClusterCIDR == nil {
 		o.ClusterCIDR = []string{podCIDR}
 	}
@@ -106,17 +124,13 @@ func newNode(t testing.TB, o proxy.Options) *node {
 // start runs the proxy and tells it all there is.
 func (n *node) start() {
 	n.t.Helper()
-	opts, err := json.Marshal(n.o)
-	if err != nil {
-		n.t.Fatal(err)
-	}
 	n.cmd = exec.Command("ip", "netns", "exec", n.prefix+"node", "/proc/self/exe")
 	exe, err := os.Executable()
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	n.cmd.Args[len(n.cmd.Args)-1] = exe
-	n.cmd.Env = append(os.Environ(), childEnv+"="+string(opts))
+	n.cmd.Env = append(os.Environ(), childEnv+"="+n.o.config())
 	n.log = &logs{}
 	n.cmd.Stderr = n.log
 	if n.in, err = n.cmd.StdinPipe(); err != nil {

@@ -12,7 +12,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"worknode/kube"
-	"worknode/proxy"
 )
 
 const (
@@ -21,7 +20,7 @@ const (
 )
 
 func TestClusterIPFromPodNodeAndOutside(t *testing.T) {
-	n := newNode(t, proxy.Options{})
+	n := newNode(t, options{})
 	n.serve("back", 8080)
 	n.start()
 	n.service("web", "10.96.0.1", port{tcp, 80, 0})
@@ -42,7 +41,7 @@ func TestClusterIPFromPodNodeAndOutside(t *testing.T) {
 }
 
 func TestServiceWithoutEndpointsIsRefusedAtOnce(t *testing.T) {
-	n := newNode(t, proxy.Options{})
+	n := newNode(t, options{})
 	n.serve("back", 8080)
 	n.start()
 	n.service("web", "10.96.0.1", port{tcp, 80, 30080})
@@ -57,7 +56,7 @@ func TestServiceWithoutEndpointsIsRefusedAtOnce(t *testing.T) {
 }
 
 func TestNodePortMasqueradesAndFollowsAddresses(t *testing.T) {
-	n := newNode(t, proxy.Options{NodePortAddresses: []string{"192.0.2.0/24"}})
+	n := newNode(t, options{NodePortAddresses: []string{"192.0.2.0/24"}})
 	n.serve("back", 8080)
 	n.start()
 	n.service("web", "10.96.0.1", port{tcp, 80, 30080})
@@ -81,7 +80,7 @@ func TestNodePortMasqueradesAndFollowsAddresses(t *testing.T) {
 }
 
 func TestPrimaryNodePortAddressComesFromTheNode(t *testing.T) {
-	n := newNode(t, proxy.Options{})
+	n := newNode(t, options{})
 	n.serve("back", 8080)
 	n.start()
 	n.service("web", "10.96.0.1", port{tcp, 80, 30080})
@@ -94,7 +93,7 @@ func TestPrimaryNodePortAddressComesFromTheNode(t *testing.T) {
 }
 
 func TestNotReadyEndpointGetsNothing(t *testing.T) {
-	n := newNode(t, proxy.Options{})
+	n := newNode(t, options{})
 	n.serve("back", 8080)
 	no := false
 	n.start()
@@ -108,7 +107,7 @@ func TestNotReadyEndpointGetsNothing(t *testing.T) {
 }
 
 func TestPodReachesItselfThroughItsService(t *testing.T) {
-	n := newNode(t, proxy.Options{})
+	n := newNode(t, options{})
 	n.serve("pod", 8080)
 	n.start()
 	n.service("web", "10.96.0.1", port{tcp, 80, 0})
@@ -119,7 +118,7 @@ func TestPodReachesItselfThroughItsService(t *testing.T) {
 }
 
 func TestUDPFlowLeavesRemovedEndpoint(t *testing.T) {
-	n := newNode(t, proxy.Options{})
+	n := newNode(t, options{})
 	n.serveUDP("back", "10.1.128.1:53")
 	n.serveUDP("back", "10.1.128.2:53")
 	n.start()
@@ -152,7 +151,7 @@ func TestUDPFlowLeavesRemovedEndpoint(t *testing.T) {
 }
 
 func TestSamePortOnTwoProtocols(t *testing.T) {
-	n := newNode(t, proxy.Options{})
+	n := newNode(t, options{})
 	n.serve("back", 53)
 	n.serveUDP("back", "10.1.128.1:53")
 	n.start()
@@ -173,8 +172,9 @@ func TestSamePortOnTwoProtocols(t *testing.T) {
 }
 
 func TestHealthAndMetrics(t *testing.T) {
-	n := newNode(t, proxy.Options{HealthzAddr: "127.0.0.1:10256", MetricsAddr: "127.0.0.1:10249"})
+	n := newNode(t, options{HealthzAddr: "127.0.0.1:10256", MetricsAddr: "127.0.0.1:10249"})
 	n.start()
+	n.send(line{Op: kube.Put, Node: &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node"}}}) // without it, nothing should be sent here
 	n.service("web", "10.96.0.1", port{tcp, 80, 0})
 	get := func(url string) (code int, body string) {
 		eventually(t, url, func() error {

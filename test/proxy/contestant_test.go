@@ -54,7 +54,7 @@ type contestant struct {
 }
 
 var worknode = contestant{"worknode", func(t testing.TB, dir string, c config) []string {
-	argv := []string{harness.Binary(t, "worknode"), "proxy", "--kubeconfig", dir + "/kubeconfig", "--hostname-override", bed.NodeName}
+	argv := []string{harness.Binary(t, "worknode"), "proxy", "--kubeconfig", dir + "/kubeconfig", "--hostname-override", bed.NodeName, "--proxy-mode", "nftables"}
 	if p := c.podCIDRs(); p != "" {
 		argv = append(argv, "--cluster-cidr", p)
 	}

@@ -17,71 +17,66 @@ import (
 // cleanRetry is how long the cleaner waits after a failure: a full or busy connection table needs time.
 const cleanRetry = 2 * time.Second
 
-// fronts are what UDP flows may lead to, by where they were sent to.
-type fronts = map[netip.AddrPort][]netip.AddrPort
+// lateAnswer is how long an answer may take that was asked for before its flow was cut.
+const lateAnswer = 250 * time.Millisecond
 
-// cleaner ends UDP flows beside the actor, as a dump of a large connection table takes long. Of several requests for
-// one front only the newest counts; what failed is asked for again.
+// cleaner ends UDP flows beside the actor, as a dump of a large connection table takes long; what failed is done again.
+//
+// A flow may be judged only by what is true when it is ended: one that has begun while we looked goes to an endpoint that
+// we may not have known then. So the actor announces what flows may lead to before its transaction, and asks for the
+// cleaning after it; and each flow is judged again just before its end.
 type cleaner struct {
 	cleaned func(state.Cleaned)
 	wake    chan struct{}
 
-	mu      sync.Mutex
-	pending map[state.Family]fronts
-	coming  map[state.Family]fronts // what the transaction on its way will make of fronts; see announce
+	mu    sync.Mutex
+	turn  uint64 // of the last announcement
+	due   uint64 // of the last one that is committed
+	known map[target]serving
+
+	late map[state.Family]conntrack.Late // run's alone: cut flows to look after
+}
+
+// target is where a client sends to.
+type target struct {
+	fam state.Family
+	at  netip.AddrPort
+}
+
+// serving is what flows to a target may lead to, and when we were told.
+type serving struct {
+	to    []netip.AddrPort
+	since uint64
 }
 
 func newCleaner(cleaned func(state.Cleaned)) *cleaner {
-	return &cleaner{cleaned: cleaned, wake: make(chan struct{}, 1), pending: map[state.Family]fronts{}, coming: map[state.Family]fronts{}}
+	return &cleaner{cleaned: cleaned, wake: make(chan struct{}, 1), known: map[target]serving{}, late: map[state.Family]conntrack.Late{}}
 }
 
-// announce tells what queue will ask for once a transaction is committed. A cleaning that is at work knows only of
-// earlier ones: it must not cut the flows that this one brings about.
+// announce tells what flows may lead to once a transaction is committed; a node port's front is one on each of nodes.
 func (c *cleaner) announce(fam state.Family, flows []plan.Flows, nodes []netip.Addr) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.coming[fam] = fronts{}
-	gather(c.coming[fam], flows, nodes)
-}
-
-// gather lists flows by front; a node port's front is one on each of nodes.
-func gather(at fronts, flows []plan.Flows, nodes []netip.Addr) {
-	for _, f := range flows {
-		if f.Front.Addr.IsValid() {
-			at[netip.AddrPortFrom(f.Front.Addr, f.Front.Port)] = f.Serving
-			continue
-		}
-		for _, a := range nodes {
-			at[netip.AddrPortFrom(a, f.Front.Port)] = f.Serving
-		}
-	}
-}
-
-// stale tells which flows a cleaning of at is to cut: those that lead nowhere by all that is known by now.
-func (c *cleaner) stale(fam state.Family, at fronts) func(to, answers netip.AddrPort) bool {
-	return func(to, answers netip.AddrPort) bool {
-		good, ours := at[to]
-		if !ours || slices.Contains(good, answers) {
-			return false
-		}
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return !slices.Contains(c.pending[fam][to], answers) && !slices.Contains(c.coming[fam][to], answers)
-	}
-}
-
-// queue asks for the flows of fronts to be cleaned.
-func (c *cleaner) queue(fam state.Family, flows []plan.Flows, nodes []netip.Addr) {
 	if len(flows) == 0 {
 		return
 	}
 	c.mu.Lock()
-	at := c.pending[fam]
-	if at == nil {
-		at = fronts{}
-		c.pending[fam] = at
+	defer c.mu.Unlock()
+	c.turn++
+	for _, f := range flows {
+		on := nodes
+		if f.Front.Addr.IsValid() {
+			on = []netip.Addr{f.Front.Addr}
+		}
+		for _, a := range on {
+			c.known[target{fam, netip.AddrPortFrom(a, f.Front.Port)}] = serving{f.Serving, c.turn}
+		}
 	}
-	gather(at, flows, nodes)
+}
+
+// committed asks for the cleaning of what was announced. What was cleaned before the kernel had the new rules does not
+// count: until then flows began by the old ones.
+func (c *cleaner) committed() {
+	c.mu.Lock()
+	c.due = c.turn
 	c.mu.Unlock()
 	c.kick()
 }
@@ -94,28 +89,85 @@ func (c *cleaner) kick() {
 }
 
 func (c *cleaner) run(ctx context.Context, conn *nft.Conn) {
+	finish := time.NewTimer(0)
+	finish.Stop()
+	waiting := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-finish.C:
+			c.finish(conn)
+			waiting = false
+			continue
 		case <-c.wake:
 		}
-		c.mu.Lock()
-		work := c.pending
-		c.pending = map[state.Family]fronts{}
-		c.mu.Unlock()
-		for fam, at := range work {
-			if c.clean(ctx, conn, fam, at) != nil {
-				c.again(fam, at)
+		for _, fam := range []state.Family{state.V4, state.V6} {
+			to, turn := c.targets(fam)
+			if len(to) == 0 {
+				continue
 			}
+			if c.clean(ctx, conn, fam, to) == nil {
+				c.forget(fam, to, turn)
+			} else {
+				c.kick()
+			}
+		}
+		if len(c.late) > 0 && !waiting {
+			waiting = true
+			finish.Reset(lateAnswer)
 		}
 	}
 }
 
-func (c *cleaner) clean(ctx context.Context, conn *nft.Conn, fam state.Family, at fronts) error {
+// finish looks after the flows that were cut a while ago.
+func (c *cleaner) finish(conn *nft.Conn) {
+	for fam, late := range c.late {
+		if err := conntrack.Finish(conn, fam, late); err != nil {
+			slog.Warn("UDP flows that late answers have begun are not cut", "err", err)
+		}
+	}
+	clear(c.late)
+}
+
+// targets returns what is to be cleaned, and which turn will be clean then.
+func (c *cleaner) targets(fam state.Family) (to []netip.AddrPort, turn uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for t := range c.known {
+		if t.fam == fam {
+			to = append(to, t.at)
+		}
+	}
+	return to, c.due
+}
+
+// forget drops what is clean, but that of which there is news.
+func (c *cleaner) forget(fam state.Family, to []netip.AddrPort, turn uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, at := range to {
+		if t := (target{fam, at}); c.known[t].since <= turn {
+			delete(c.known, t)
+		}
+	}
+}
+
+// stale tells whether a flow leads where it no longer should, as of now.
+func (c *cleaner) stale(fam state.Family, to, answers netip.AddrPort) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, ours := c.known[target{fam, to}]
+	return ours && !slices.Contains(s.to, answers)
+}
+
+func (c *cleaner) clean(ctx context.Context, conn *nft.Conn, fam state.Family, to []netip.AddrPort) error {
 	began := time.Now()
-	n, err := conntrack.Clean(conn, fam, at, c.stale(fam, at))
+	n, late, err := conntrack.Clean(conn, fam, to, func(to, answers netip.AddrPort) bool { return c.stale(fam, to, answers) })
 	took := time.Since(began)
+	if len(late) > 0 {
+		c.late[fam] = append(c.late[fam], late...)
+	}
 	if c.cleaned != nil {
 		c.cleaned(state.Cleaned{Family: fam, Deleted: n, Took: took, Err: err})
 	}
@@ -129,19 +181,4 @@ func (c *cleaner) clean(ctx context.Context, conn *nft.Conn, fam state.Family, a
 		slog.Debug("UDP flows cut", "flows", n, "took", took)
 	}
 	return err
-}
-
-// again puts back what failed, but for fronts of which there is news.
-func (c *cleaner) again(fam state.Family, at fronts) {
-	c.mu.Lock()
-	if c.pending[fam] == nil {
-		c.pending[fam] = fronts{}
-	}
-	for front, serving := range at {
-		if _, newer := c.pending[fam][front]; !newer {
-			c.pending[fam][front] = serving
-		}
-	}
-	c.mu.Unlock()
-	c.kick()
 }

@@ -23,7 +23,7 @@ const (
 	checkDefault = 10 * time.Minute
 )
 
-// family is one family's table and what we know it to hold. model is nil when we do not know: look first.
+// family is one family's table and what we know it to hold. model is nil before the first sync.
 type family struct {
 	fam   state.Family
 	model *plan.Model
@@ -252,10 +252,7 @@ func (l *loop) want(fam state.Family) plan.Want {
 }
 
 func (l *loop) failed(err error) {
-	l.looking = lookError
-	for _, f := range l.families {
-		f.model = nil
-	}
+	l.looking = lookError // the models are not trusted until then, but know which flows to clean
 	l.retry = min(max(2*l.retry, retryFirst), retryMost)
 	if l.hooks.Failed != nil {
 		l.hooks.Failed(err)

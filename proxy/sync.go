@@ -34,7 +34,6 @@ type pass struct {
 	changes []act.Change
 	deltas  []plan.Delta // one a family
 	seen    []act.Seen   // one a family, if Full
-	flows   [][]plan.Flows
 }
 
 // sync makes one transaction of both families: of all that is dirty, or of a part that is not too long.
@@ -51,7 +50,6 @@ func (l *loop) sync() error {
 		l.prepare(p)
 	}
 	if err == nil {
-		l.announce(p)
 		err = l.apply(p)
 	}
 	if err != nil {
@@ -124,18 +122,6 @@ func (p *pass) add(fam state.Family, d plan.Delta) {
 	p.changes = append(p.changes, act.Change{Family: fam})
 }
 
-// announce finds out which UDP flows may live on behind the pass, while the old fronts are still known.
-func (l *loop) announce(p *pass) {
-	for i, f := range l.families {
-		m := f.model
-		if m == nil {
-			m = plan.NewModel()
-		}
-		p.flows = append(p.flows, m.Flows(&p.deltas[i]))
-		l.cleaner.announce(f.fam, p.flows[i], l.want(f.fam).NodeIPs)
-	}
-}
-
 // apply has the kernel take the pass.
 func (l *loop) apply(p *pass) (err error) {
 	var do []act.Change
@@ -147,21 +133,40 @@ func (l *loop) apply(p *pass) (err error) {
 		}
 	}
 	if len(do) == 0 {
+		l.announce(p) // a look at the kernel is a look at its flows, too
 		return nil
 	}
 	p.Transactions = 1
+	l.announce(p)
 	p.Bytes, err = l.tables.Apply(do...)
 	return err
+}
+
+// announce tells the cleaner what UDP flows may lead to when the pass is committed.
+func (l *loop) announce(p *pass) {
+	if l.settings.KeepUDPFlows {
+		return
+	}
+	for i, f := range l.families {
+		model := f.model
+		if model == nil {
+			model = plan.NewModel()
+		}
+		l.cleaner.announce(f.fam, model.Flows(&p.deltas[i]), l.want(f.fam).NodeIPs)
+	}
 }
 
 // commit records what the kernel has taken.
 func (l *loop) commit(p *pass) {
 	p.Done = time.Now()
-	for i, f := range l.families {
-		d := &p.deltas[i]
-		if p.Full {
+	if p.Full {
+		for i, f := range l.families {
 			l.report(f.fam, p, i)
 		}
+		l.looking = ""
+	}
+	for i, f := range l.families {
+		d := &p.deltas[i]
 		if f.model == nil {
 			f.model = plan.NewModel()
 		}
@@ -171,17 +176,14 @@ func (l *loop) commit(p *pass) {
 			slog.Warn("clients of removed endpoints not forgotten", "err", err)
 			l.looking = lookError
 		}
-		if !l.settings.KeepUDPFlows {
-			l.cleaner.queue(f.fam, p.flows[i], f.model.NodeIPs())
-		}
 	}
+	l.cleaner.committed()
 	if p.Full {
 		l.store.Services(func(name state.Name) { p.names = append(p.names, name) })
 		for name := range l.dirty {
 			p.names = append(p.names, name)
 		}
 		clear(l.dirty)
-		l.looking = ""
 	}
 	for _, name := range p.names {
 		delete(l.dirty, name)

@@ -53,30 +53,35 @@ type Flow struct {
 	tuple, id []byte // the original tuple's attributes and the flow's number, as the kernel wrote them
 }
 
-// EndUDP deletes the UDP flows of one family that stale picks, and returns how many it deleted.
+// EndUDP deletes the UDP flows of one family that stale picks, and returns how many it deleted. A flow is judged when it is
+// found, and again just before its end.
 // Errors: of the dump, or of the first deletion that failed; a flow that ended by itself meanwhile is none. Repeat: safe.
 func EndUDP(conn *nft.Conn, family nft.Family, stale func(Flow) bool) (deleted int, err error) {
 	found, err := find(conn, family, netip.AddrPort{}, stale)
 	if err != nil {
 		return 0, err
 	}
-	return end(conn, family, found, stale)
+	ended, err := end(conn, family, found, stale)
+	return len(ended), err
 }
 
 // fewFronts is up to how many destinations are asked for one by one. The kernel walks all its flows for each question, but
 // that is a tenth of the time that it takes to tell them all.
 const fewFronts = 6
 
-// EndUDPTo is EndUDP for flows that were sent to one of to.
-func EndUDPTo(conn *nft.Conn, family nft.Family, to []netip.AddrPort, stale func(Flow) bool) (deleted int, err error) {
-	if len(to) > fewFronts {
-		return EndUDP(conn, family, stale)
-	}
+// EndUDPTo is EndUDP for flows that were sent to one of to. It returns those that it has deleted.
+func EndUDPTo(conn *nft.Conn, family nft.Family, to []netip.AddrPort, stale func(Flow) bool) (ended []Flow, err error) {
 	var found []Flow
+	if len(to) > fewFronts {
+		if found, err = find(conn, family, netip.AddrPort{}, stale); err != nil {
+			return nil, err
+		}
+		to = nil
+	}
 	for _, front := range to {
 		some, err := find(conn, family, front, func(f Flow) bool { return f.Dst == front && stale(f) })
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		found = append(found, some...)
 	}
@@ -105,8 +110,8 @@ func find(conn *nft.Conn, family nft.Family, to netip.AddrPort, stale func(Flow)
 	return found, nil
 }
 
-// end deletes flows, those that are still stale: the dump may have taken a while.
-func end(conn *nft.Conn, family nft.Family, flows []Flow, stale func(Flow) bool) (deleted int, err error) {
+// end deletes those of the flows that are stale still.
+func end(conn *nft.Conn, family nft.Family, flows []Flow, stale func(Flow) bool) (ended []Flow, err error) {
 	for _, f := range flows {
 		if !stale(f) {
 			continue
@@ -119,12 +124,44 @@ func end(conn *nft.Conn, family nft.Family, flows []Flow, stale func(Flow) bool)
 		}, nil, func([]byte) {})
 		switch {
 		case gone == nil:
-			deleted++
+			ended = append(ended, f)
 		case !fault.Is(gone, fault.NotFound) && err == nil:
 			err = fmt.Errorf("conntrack: delete flow %v -> %v: %w", f.Src, f.Dst, gone)
 		}
 	}
-	return deleted, err
+	return ended, err
+}
+
+// Translated tells whether the flow goes elsewhere than to where it was sent.
+func (f Flow) Translated() bool { return f.Answers != f.Dst }
+
+// EndTurned deletes the flows that run the other way round than those given, where there are any. An answer that was on its
+// way while its flow was ended begins a flow of its own; what the client sends next counts as the answer to that, and is not
+// translated. Errors: of the first that failed; a flow that is not there is none. Repeat: safe.
+func EndTurned(conn *nft.Conn, family nft.Family, flows []Flow) (err error) {
+	for _, f := range flows {
+		gone := conn.Request(unix.NFNL_SUBSYS_CTNETLINK, msgDelete, family, false, func(r *nft.Request) {
+			r.Nest(ctaTupleOrig, func() {
+				src, dst := uint16(ctaIPv4Src), uint16(ctaIPv4Dst)
+				if f.Dst.Addr().Is6() {
+					src, dst = ctaIPv6Src, ctaIPv6Dst
+				}
+				r.Nest(ctaTupleIP, func() {
+					r.Bytes(src, f.Dst.Addr().AsSlice())
+					r.Bytes(dst, f.Src.Addr().AsSlice())
+				})
+				r.Nest(ctaTupleProto, func() {
+					r.Bytes(ctaProtoNum, []byte{f.proto})
+					r.Bytes(ctaProtoSrcPort, binary.BigEndian.AppendUint16(nil, f.Dst.Port()))
+					r.Bytes(ctaProtoDstPort, binary.BigEndian.AppendUint16(nil, f.Src.Port()))
+				})
+			})
+		}, nil, func([]byte) {})
+		if gone != nil && !fault.Is(gone, fault.NotFound) && err == nil {
+			err = fmt.Errorf("conntrack: delete flow %v -> %v: %w", f.Dst, f.Src, gone)
+		}
+	}
+	return err
 }
 
 // onlyUDP asks the kernel to leave out other protocols, and other destinations if to is valid.

@@ -96,14 +96,37 @@ func TestEndUDPToEndsStaleFlowsOnly(t *testing.T) {
 			}
 			stale := func(f Flow) bool { return f.Dst == vip && f.Answers != good }
 			for _, want := range []int{3, 0} {
-				if n, err := EndUDPTo(conn, family, to, stale); err != nil || n != want {
-					t.Errorf("v6 %v, many %v: %d ended, want %d; %v", v6, many, n, want, err)
+				if ended, err := EndUDPTo(conn, family, to, stale); err != nil || len(ended) != want {
+					t.Errorf("v6 %v, many %v: %d ended, want %d; %v", v6, many, len(ended), want, err)
 				}
 			}
 			left := 0
 			_, err := EndUDP(conn, family, func(Flow) bool { left++; return false })
 			if err != nil || left != 2 {
 				t.Errorf("v6 %v, many %v: %d UDP flows left, want 2; %v", v6, many, left, err)
+			}
+		}
+	}
+}
+
+// An answer that comes too late makes a flow from the front to the client: that one ends, others of the client do not.
+func TestEndTurnedEndsWhatALateAnswerBegan(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		conn := inNetns(t)
+		family, front, client := nft.IPv4, at("192.0.2.9:53"), at("10.1.0.1:4000")
+		if v6 {
+			family, front, client = nft.IPv6, at("[2001:db8::9]:53"), at("[fd01::1]:4000")
+		}
+		flow(t, conn, unix.IPPROTO_UDP, front, client, client)
+		flow(t, conn, unix.IPPROTO_UDP, netip.AddrPortFrom(client.Addr(), 4001), front, front)
+		cut := []Flow{{Src: client, Dst: front, Answers: front, proto: unix.IPPROTO_UDP}}
+		for range 2 {
+			if err := EndTurned(conn, family, cut); err != nil || cut[0].Translated() {
+				t.Error(err)
+			}
+			left := 0
+			if _, err := EndUDP(conn, family, func(f Flow) bool { left++; return false }); err != nil || left != 1 {
+				t.Errorf("v6 %v: %d flows left, want 1; %v", v6, left, err)
 			}
 		}
 	}

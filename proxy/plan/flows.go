@@ -14,7 +14,8 @@ type Flows struct {
 }
 
 // Flows returns what to clean after d is committed; call it before Commit, while the old fronts are still known.
-// A front that d takes away is listed without endpoints, unless another port takes it over.
+// A front that d takes away is listed without endpoints, unless another port takes it over. Of a delta that stems from Full
+// all fronts are listed: some flows may be from before our rules, or from a change that we have missed.
 func (m *Model) Flows(d *Delta) []Flows {
 	var at map[state.Front]int
 	var out []Flows
@@ -36,6 +37,15 @@ func (m *Model) Flows(d *Delta) []Flows {
 				out[i].Serving = serving
 			}
 		})
+	}
+	if d.fresh {
+		for name, had := range m.services {
+			if d.services[name] == nil {
+				for _, p := range had {
+					add(p, nil)
+				}
+			}
+		}
 	}
 	for name, ports := range d.services {
 		had := m.services[name]

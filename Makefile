@@ -6,7 +6,7 @@ export CGO_ENABLED := 0
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X worknode/version.Build=$(VERSION)
 
-.PHONY: build run test test-long quick bench bench-runtime bench-proxy lint fmt clean setup
+.PHONY: build run test test-vm test-long quick bench bench-runtime bench-proxy lint fmt clean setup
 
 build:
 	@go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
@@ -19,6 +19,10 @@ run: setup build
 
 test: setup build
 	@./scripts/test
+
+# All of it, and the suites that touch the kernel once more on cgroup v2 in an emulated machine.
+test-vm: setup build
+	@WORKNODE_VM=1 ./scripts/test
 
 test-long: setup build
 	@./scripts/test-long

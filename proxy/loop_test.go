@@ -127,18 +127,31 @@ func (r *rig) seen(fn func()) {
 // inKernel has a second pair of eyes look whether the kernel has exactly what a fresh compile wants.
 func (r *rig) inKernel() {
 	r.t.Helper()
-	r.seen(func() {
-		for _, f := range r.loop.families {
-			seen, err := r.loop.tables.Look(f.fam, r.loop.want(f.fam).Rules.Known())
-			if err != nil || !seen.Usable {
-				r.t.Fatalf("look: %v %v", seen.Why, err)
-			}
-			d := plan.Full(seen.Have, r.loop.compileAll(f.fam, nil), r.loop.want(f.fam))
-			if d.Size() > 0 || len(d.Chains) > 0 {
-				r.t.Errorf("family %d: the kernel lacks %s and %d more, %d chains", f.fam, d.First(), d.Size(), len(d.Chains))
-			}
+	// A dump misses elements while the kernel resizes a set, and on a busy machine it is at it for a while.
+	lacks := ""
+	for range 50 {
+		r.seen(func() { lacks = r.lacks() })
+		if lacks == "" {
+			return
 		}
-	})
+		time.Sleep(100 * time.Millisecond)
+	}
+	r.t.Error(lacks)
+}
+
+// lacks says what the kernel has not of what a fresh compile wants, or has beyond it.
+func (r *rig) lacks() string {
+	for _, f := range r.loop.families {
+		seen, err := r.loop.tables.Look(f.fam, r.loop.want(f.fam).Rules.Known())
+		if err != nil || !seen.Usable {
+			return fmt.Sprintf("look: %v %v", seen.Why, err)
+		}
+		d := plan.Full(seen.Have, r.loop.compileAll(f.fam, nil), r.loop.want(f.fam))
+		if d.Size() > 0 || len(d.Chains) > 0 {
+			return fmt.Sprintf("family %d: the kernel lacks %s and %d more, %d chains", f.fam, d.First(), d.Size(), len(d.Chains))
+		}
+	}
+	return ""
 }
 
 func name(i int) state.Name { return state.Name{Namespace: "ns", Name: fmt.Sprintf("svc-%05d", i)} }

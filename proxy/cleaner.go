@@ -97,8 +97,9 @@ func (c *cleaner) run(ctx context.Context, conn *nft.Conn) {
 		case <-ctx.Done():
 			return
 		case <-finish.C:
-			c.finish(conn)
-			waiting = false
+			if waiting = c.finish(conn); waiting {
+				finish.Reset(lateAnswer)
+			}
 			continue
 		case <-c.wake:
 		}
@@ -120,14 +121,19 @@ func (c *cleaner) run(ctx context.Context, conn *nft.Conn) {
 	}
 }
 
-// finish looks after the flows that were cut a while ago.
-func (c *cleaner) finish(conn *nft.Conn) {
+// finish looks after the flows that were cut a while ago, and tells whether there is something left to look after: a busy
+// client may have asked again at the wrong moment, which is ever less likely.
+func (c *cleaner) finish(conn *nft.Conn) (left bool) {
 	for fam, late := range c.late {
-		if err := conntrack.Finish(conn, fam, late); err != nil {
+		again, err := conntrack.Finish(conn, fam, late)
+		if err != nil {
 			slog.Warn("UDP flows that late answers have begun are not cut", "err", err)
 		}
+		if c.late[fam] = again; len(again) == 0 {
+			delete(c.late, fam)
+		}
 	}
-	clear(c.late)
+	return len(c.late) > 0
 }
 
 // targets returns what is to be cleaned, and which turn will be clean then.

@@ -137,8 +137,9 @@ func (f Flow) Translated() bool { return f.Answers != f.Dst }
 
 // EndTurned deletes the flows that run the other way round than those given, where there are any. An answer that was on its
 // way while its flow was ended begins a flow of its own; what the client sends next counts as the answer to that, and is not
-// translated. Errors: of the first that failed; a flow that is not there is none. Repeat: safe.
-func EndTurned(conn *nft.Conn, family nft.Family, flows []Flow) (err error) {
+// translated. It returns those of flows that had one: another answer may have been on its way just then, so ask again.
+// Errors: of the first that failed; a flow that is not there is none. Repeat: safe.
+func EndTurned(conn *nft.Conn, family nft.Family, flows []Flow) (had []Flow, err error) {
 	for _, f := range flows {
 		gone := conn.Request(unix.NFNL_SUBSYS_CTNETLINK, msgDelete, family, false, func(r *nft.Request) {
 			r.Nest(ctaTupleOrig, func() {
@@ -157,11 +158,14 @@ func EndTurned(conn *nft.Conn, family nft.Family, flows []Flow) (err error) {
 				})
 			})
 		}, nil, func([]byte) {})
-		if gone != nil && !fault.Is(gone, fault.NotFound) && err == nil {
+		switch {
+		case gone == nil:
+			had = append(had, f)
+		case !fault.Is(gone, fault.NotFound) && err == nil:
 			err = fmt.Errorf("conntrack: delete flow %v -> %v: %w", f.Dst, f.Src, gone)
 		}
 	}
-	return err
+	return had, err
 }
 
 // onlyUDP asks the kernel to leave out other protocols, and other destinations if to is valid.

@@ -36,7 +36,7 @@ func Clean(conn *nft.Conn, fam state.Family, to []netip.AddrPort, stale func(to,
 	return len(ended), late, err
 }
 
-// Finish ends what late answers have begun.
-func Finish(conn *nft.Conn, fam state.Family, late Late) error {
+// Finish ends what late answers have begun, and returns those flows for which there was something: they want another look.
+func Finish(conn *nft.Conn, fam state.Family, late Late) (Late, error) {
 	return conntrack.EndTurned(conn, family(fam), late)
 }

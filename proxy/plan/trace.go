@@ -120,20 +120,28 @@ func Trace(v *View, p Packet) Verdict {
 	if t.out.Fate == Sent {
 		t.deliver()
 	} else {
-		t.hook(t.filter())
+		t.filter()
 	}
 	return t.out
 }
 
-// filter is the hook behind the routing decision.
-func (t *tracer) filter() Hook {
-	switch {
+// filter takes the packet through the hooks behind the routing decision. What the node sends to itself leaves by one and
+// comes in by the others, still as a new connection.
+func (t *tracer) filter() {
+	hooks := []Hook{FilterForward}
+	switch here := t.here(t.p.Dst.Addr()); {
+	case t.p.Device == "" && here:
+		hooks = []Hook{FilterOutput, FirewallPrerouting, FilterInput}
 	case t.p.Device == "":
-		return FilterOutput
-	case t.here(t.p.Dst.Addr()):
-		return FilterInput
+		hooks = []Hook{FilterOutput}
+	case here:
+		hooks = []Hook{FilterInput}
 	}
-	return FilterForward
+	for _, h := range hooks {
+		if t.hook(h); t.done {
+			return
+		}
+	}
 }
 
 func (t *tracer) here(a netip.Addr) bool { return t.p.Here != nil && t.p.Here(a) }
@@ -146,12 +154,11 @@ func (t *tracer) deliver() {
 	for _, target := range t.out.Targets {
 		at := tracer{v: t.v, p: t.p, marked: t.marked, sent: true}
 		at.p.Dst = target.To
-		hook := at.filter()
-		if at.hook(hook); at.done {
+		if at.filter(); at.done {
 			stopped = at.out
 			continue
 		}
-		if post, ok := t.v.hooks[TranslatePostrouting]; ok && hook != FilterInput {
+		if post, ok := t.v.hooks[TranslatePostrouting]; ok && (t.p.Device == "" || !t.here(target.To.Addr())) {
 			at.chain(post, 0)
 		}
 		target.Masquerade = at.masquerade

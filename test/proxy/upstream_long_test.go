@@ -18,3 +18,6 @@ func TestLongEveryNftLists(t *testing.T) { listable(t, 5) }
 
 // TestLongStorm is the storm at its full length.
 func TestLongStorm(t *testing.T) { storm(t, 100_000, 10) }
+
+// TestLongTraceAgreesWithTheKernel: with more of both.
+func TestLongTraceAgreesWithTheKernel(t *testing.T) { traceAgrees(t, 100, 100) }

@@ -10,9 +10,6 @@ func TestLongPacketsUpstream(t *testing.T) { playAll(t, upstream) }
 // TestLongBehaviourUpstream: the same for what takes time.
 func TestLongBehaviourUpstream(t *testing.T) { behaveAll(t, upstream, append(behaviours, served...)) }
 
-// TestLongServers: health check ports and NodePorts on loopback.
-func TestLongServers(t *testing.T) { behaveAll(t, worknode, served) }
-
 // TestLongEveryNftLists: with the nft of four Debian releases.
 func TestLongEveryNftLists(t *testing.T) { listable(t, 5) }
 

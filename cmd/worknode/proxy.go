@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"worknode/fault"
+	"worknode/kernel/island"
 	"worknode/kernel/netns"
 	"worknode/proxy"
 	"worknode/proxy/config"
@@ -121,10 +122,10 @@ func where(c *cobra.Command) (inside func(fn func() error) error, print func(v a
 		if err != nil {
 			return err
 		}
-		if _, err := os.Stat(at.Netns()); err != nil {
+		if !netns.Pinned(island.Path(at.Netns())) {
 			return fn() // not an isolated node: here
 		}
-		return netns.Do(at.Netns(), fn)
+		return netns.Do(island.Path(at.Netns()), fn)
 	}
 	print = func(v any, text func(io.Writer)) error {
 		switch output {

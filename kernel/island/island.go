@@ -23,10 +23,13 @@ const near, far = "uplink", "nowhere"
 // gatewayMAC is locally administered and belongs to nobody.
 var gatewayMAC = net.HardwareAddr{0x02, 0, 0, 0, 0, 0xfe}
 
+// Path is the network namespace of the island that is kept in dir.
+func Path(dir string) string { return dir + "/net" }
+
 // Make ensures the namespace pinned below dir and its addresses, and returns the path of the pin.
 // Repeat: safe, what exists is kept. Crash: repeat, or Remove.
 func Make(dir string, addr netip.Prefix, gateway netip.Addr, services netip.Prefix) (string, error) {
-	path := dir + "/net"
+	path := Path(dir)
 	if !netns.Pinned(path) {
 		if err := netns.Unpin(dir); err != nil {
 			return "", err

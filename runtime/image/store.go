@@ -148,10 +148,11 @@ func (s *Store) open() error {
 			return err
 		}
 	}
-	if err := prune(s.sums(), func(name string) bool { return s.t.Layers[name] != nil }); err != nil {
+	known := func(name string) bool { return s.t.Layers[name] != nil || s.t.Orphans[name] != "" }
+	if err := prune(s.sums(), known); err != nil {
 		return err
 	}
-	return prune(s.Base(), func(name string) bool { return s.t.Layers[name] != nil || s.t.Orphans[name] != "" })
+	return prune(s.Base(), known)
 }
 
 // spread asks ext4 to place each layer in a part of the disk of its own, as it does with users' homes. Elsewhere a new
@@ -196,6 +197,9 @@ func (s *Store) load() (changed bool, err error) {
 		if err == nil && s.t.Version != tableVersion {
 			err = fmt.Errorf("version %d, this build reads %d", s.t.Version, tableVersion)
 		}
+		if err == nil {
+			err = s.t.check()
+		}
 		if err != nil {
 			changed = true
 			aside := s.tablePath() + ".bad"
@@ -223,6 +227,32 @@ func (s *Store) load() (changed bool, err error) {
 	}
 	return changed, err
 }
+
+// check finds what no build of ours writes. Names of layers become paths, and what is nil would be followed.
+func (t *table) check() error {
+	for id, r := range t.Images {
+		if r == nil || r.ID != id || digest.Digest(id).Validate() != nil {
+			return fmt.Errorf("image %q: its record is damaged", id)
+		}
+		if i := slices.IndexFunc(slices.Concat(r.Layers, r.Old), func(n string) bool { return !layerName(n) }); i >= 0 {
+			return fmt.Errorf("image %q: layer %d has an impossible name", id, i+1)
+		}
+	}
+	for name, l := range t.Layers {
+		if !layerName(name) || l == nil || l.Diff.Validate() != nil {
+			return fmt.Errorf("layer %q: its record is damaged", name)
+		}
+	}
+	for name := range t.Orphans {
+		if name == "" || name != filepath.Base(name) || name == ".." {
+			return fmt.Errorf("orphan %q: an impossible name", name)
+		}
+	}
+	return nil
+}
+
+// layerName recognises the names that adoptLayer gives.
+func layerName(s string) bool { return len(s) == 10 && strings.Trim(s, "0123456789abcdef") == "" }
 
 // adoptOrphans starts an empty table beside the layers that are on disk: containers may run on them until the next boot.
 func (s *Store) adoptOrphans() error {

@@ -93,6 +93,7 @@ type failure struct {
 	error
 	again bool          // asking again may help
 	after time.Duration // not before; zero if the host did not say
+	code  int           // of the answer; zero without one
 }
 
 func (f *failure) Unwrap() error { return f.error }

@@ -31,6 +31,9 @@ func (r *Repository) explain(h *host, what string, err error) error {
 	if e := r.explainTLS(h, err); e != nil {
 		return &failure{error: e}
 	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("no whole answer within %s: %w", r.opt.Stall, err)
+	}
 	f := &failure{error: fault.New(fault.Temporary, "%s: %s: %w", h.url.Host, what, err), again: true}
 	var dns *net.DNSError
 	switch {
@@ -110,7 +113,7 @@ func (r *Repository) status(h *host, what string, reply *http.Response, body []b
 		err := fault.New(fault.Invalid, "%s: speaks TLS, and is asked without", h.url.Host)
 		return &failure{error: fault.Hint(err, `write "https://%s" into %s`, h.url.Host, h.file)}
 	}
-	return &failure{error: fault.New(fault.Invalid, "%s", text)}
+	return &failure{error: fault.New(fault.Invalid, "%s", text), code: reply.StatusCode}
 }
 
 // problem finds the words in an error's body. Source: OCI distribution-spec, "Error Codes".

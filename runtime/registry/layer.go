@@ -169,6 +169,11 @@ func (s *stream) connect(until time.Time) error {
 func (s *stream) open(h *host) error {
 	ctx, stop := context.WithCancel(s.ctx)
 	reply, err := s.r.ask(ctx, h, http.MethodGet, s.place, "", s.at)
+	var f *failure
+	if s.at > 0 && errors.As(err, &f) && f.code == http.StatusRequestedRangeNotSatisfiable {
+		// Some hosts refuse a range instead of not minding it: the whole, then, and what we have is skipped.
+		reply, err = s.r.ask(ctx, h, http.MethodGet, s.place, "", 0)
+	}
 	if err != nil {
 		stop()
 		return err

@@ -59,6 +59,9 @@ func User(base string, layers []string, imageUser string, sc *cri.LinuxContainer
 			return state.User{}, fault.New(fault.Invalid, "image's /etc/group: %w", err)
 		}
 		for _, g := range member {
+			if !isAccount(g.Gid) {
+				return state.User{}, fault.New(fault.Invalid, "image's /etc/group: group %q is %d, which cannot be", g.Name, g.Gid)
+			}
 			u.Groups = addGroup(u.Groups, uint32(g.Gid))
 		}
 	}
@@ -102,6 +105,9 @@ func account(passwd []byte, name string) (u state.User, login string, err error)
 	}
 	if len(list) > 0 {
 		p := list[0]
+		if !isAccount(p.Uid) || !isAccount(p.Gid) {
+			return u, "", fault.New(fault.Invalid, "image's /etc/passwd: user %q is %d:%d, which cannot be", name, p.Uid, p.Gid)
+		}
 		return state.User{UID: uint32(p.Uid), GID: uint32(p.Gid), Home: cleanHome(p.Home)}, p.Name, nil
 	}
 	if !numeric {
@@ -109,6 +115,10 @@ func account(passwd []byte, name string) (u state.User, login string, err error)
 	}
 	return state.User{UID: uint32(number)}, "", nil
 }
+
+// isAccount says that the kernel takes a number as a user or group: -1 would mean that root stays root.
+// Source: setresuid(2), "if one of the arguments equals -1, the corresponding value is not changed".
+func isAccount(n int) bool { return n >= 0 && n < 1<<32-1 }
 
 // cleanHome refuses what could smuggle a second environment variable in.
 func cleanHome(home string) string {
@@ -128,6 +138,9 @@ func groupID(groups []byte, name string) (uint32, error) {
 		return 0, fault.New(fault.Invalid, "image's /etc/group: %w", err)
 	}
 	if len(list) > 0 {
+		if !isAccount(list[0].Gid) {
+			return 0, fault.New(fault.Invalid, "image's /etc/group: group %q is %d, which cannot be", name, list[0].Gid)
+		}
 		return uint32(list[0].Gid), nil
 	}
 	if !numeric {

@@ -87,7 +87,7 @@ type session struct {
 // Commands returns the user's commands, to be added to the root command.
 func Commands() []*cobra.Command {
 	s := &session{out: os.Stdout, errs: os.Stderr, now: time.Now}
-	all := []*cobra.Command{s.ps(), s.logs(), s.exec(), s.images(), s.events(), s.status()}
+	all := []*cobra.Command{s.ps(), s.logs(), s.exec(), s.images(), s.events(), s.status(), s.check()}
 	for _, c := range all {
 		c.Flags().StringVar(&s.root, "root", os.Getenv("WORKNODE_ROOT"), "where the node lives, as given to `worknode run --root`")
 		c.SilenceUsage = true

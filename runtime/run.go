@@ -8,12 +8,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	"worknode/fault"
+	"worknode/kernel/text"
 	"worknode/runtime/act"
 	"worknode/runtime/api"
 	"worknode/runtime/cdi"
@@ -94,6 +96,7 @@ func Run(ctx context.Context, opt Options) error {
 	tasks.Go("monitor", func(ctx context.Context) { l.keeper.Run(ctx, l.exit) })
 	l.startNRI(ctx)
 	tasks.Go("configuration", l.follow)
+	tasks.Go("shed", shed)
 	l.operate()
 	tasks.Go("streaming", func(ctx context.Context) {
 		if err := l.stream.Serve(ctx); err != nil {
@@ -260,6 +263,21 @@ func listen(path string) (net.Listener, error) {
 		return nil, fault.New(fault.Denied, "CRI socket: %w", err)
 	}
 	return l, nil
+}
+
+// afterStart is when a start, with all that it recovers, is over on any machine.
+const afterStart = 2 * time.Second
+
+// shed gives back what only the start needed.
+func shed(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(afterStart):
+		debug.FreeOSMemory()
+		if err := text.Shed(); err != nil {
+			slog.Debug("pages of the start stay", "error", err)
+		}
+	}
 }
 
 // serve answers until ctx ends, then lets calls under way finish for a moment.

@@ -55,7 +55,9 @@ func Run(w Where, list []Check) (out []Result) {
 	return out
 }
 
-func ok(format string, args ...any) Result { return Result{State: OK, Says: fmt.Sprintf(format, args...)} }
+func ok(format string, args ...any) Result {
+	return Result{State: OK, Says: fmt.Sprintf(format, args...)}
+}
 
 func warn(remedy, format string, args ...any) Result {
 	return Result{State: Warn, Says: fmt.Sprintf(format, args...), Remedy: remedy}

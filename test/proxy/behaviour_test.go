@@ -521,11 +521,14 @@ slice ns1/svc1 port p80 80/tcp at 10.180.0.1 zones zone-a here at 10.180.1.1 zon
 	n.Labels[corev1.LabelTopologyZone] = "zone-b"
 	s.api.Put(n)
 	defer s.api.Put(node())
-	s.eventually(5*time.Second, "the endpoint is that of zone-b", func() error {
-		if a := s.answer(p); a != netip.MustParseAddrPort("10.180.1.1:80") {
-			return fmt.Errorf("it is %s", a)
-		}
-		return nil
+	twice(p, func(p bed.Packet) {
+		want := netip.MustParseAddrPort("10.180.1.1:80")
+		s.eventually(5*time.Second, "the endpoint is that of zone-b", func() error {
+			if a := s.answer(p); a != want && a.Addr() != bed.Twin(want.Addr()) {
+				return fmt.Errorf("it is %s", a)
+			}
+			return nil
+		})
 	})
 	s.expect(p, "10.180.1.1:80")
 	s.expect(p.Twin(), "10.180.1.1:80")

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -30,12 +31,16 @@ type cluster struct {
 	*process
 }
 
+// current is the one that exists.
+var current atomic.Pointer[cluster]
+
 func newCluster(count int) (*cluster, error) {
 	b, err := bed.New()
 	if err != nil {
 		return nil, err
 	}
 	c := &cluster{bed: b, api: apiserver.New()}
+	current.Store(c)
 	if err := c.fill(count); err != nil {
 		c.close()
 		return nil, err

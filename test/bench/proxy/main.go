@@ -10,10 +10,13 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // sizes are how much of each thing a run does.
@@ -34,6 +37,15 @@ func main() {
 	flag.IntVar(&n.connects, "connects", 20_000, "connections to time, through a VIP and without")
 	flag.DurationVar(&n.patience, "patience", 5*time.Minute, "give a contestant up at a size that it does not reach in this time")
 	flag.Parse()
+	go func() { // leave nothing behind
+		stop := make(chan os.Signal, 1)
+		signal.Notify(stop, unix.SIGINT, unix.SIGTERM)
+		<-stop
+		if c := current.Load(); c != nil {
+			c.close()
+		}
+		os.Exit(1)
+	}()
 	if err := run(*top, *only, *services, n); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-proxy:", err)
 		os.Exit(1)

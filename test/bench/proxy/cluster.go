@@ -20,6 +20,7 @@ import (
 const (
 	perService = 3 // endpoints
 	target     = 80
+	added      = 1_000_000
 )
 
 // cluster is an API with Services, a bed whose endpoints answer, and a contestant that is to bring them together.
@@ -84,8 +85,12 @@ func (c *cluster) close() {
 	_ = os.RemoveAll(c.dir)
 }
 
-// vip is the address of a Service.
+// vip is the address of a Service. Those that are added later, from i = added on, are outside the ServiceCIDR: a connection
+// that comes too early is refused there, not dropped, so that it can be repeated at once.
 func vip(i int) netip.AddrPort {
+	if i >= added {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 168, 99, byte(1 + (i-added)%250)}), 80)
+	}
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 30, byte((i + 10) >> 8), byte(i + 10)}), 80)
 }
 

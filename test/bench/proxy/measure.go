@@ -107,8 +107,8 @@ func measure(who contestant, count int, n sizes) (r result, err error) {
 	if r.gap, err = c.series(n.gaps, n.patience, gapLength, func() (netip.AddrPort, []runtime.Object, []netip.Addr) { return c.replacement(count) }); err != nil {
 		return r, err
 	}
-	fresh := count
-	if r.added, err = c.series(n.changes/5, n.patience/2, 0, func() (netip.AddrPort, []runtime.Object, []netip.Addr) {
+	fresh := added
+	if r.added, err = c.series(min(n.changes/5, 250), n.patience/2, 0, func() (netip.AddrPort, []runtime.Object, []netip.Addr) {
 		i := fresh
 		fresh++
 		s := c.slice(i)

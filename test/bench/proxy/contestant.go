@@ -25,7 +25,7 @@ func contestants(top string) []contestant {
 	return []contestant{
 		{name: "worknode", metrics: "127.0.0.1:10249", command: func(dir string) ([]string, error) {
 			return []string{top + "/bin/worknode", "proxy", "--kubeconfig", dir + "/kubeconfig", "--hostname-override", bed.NodeName,
-				"--cluster-cidr", bed.PodCIDR}, nil
+				"--proxy-mode", "nftables", "--cluster-cidr", bed.PodCIDR}, nil
 		}},
 		{name: "kube-proxy", command: func(dir string) ([]string, error) {
 			// The defaults, but for what a machine without all rights refuses. The client's limits are lifted: they would

@@ -18,8 +18,8 @@ type commits struct {
 	counts []uint64 // up to the bound
 }
 
-// commitMetric is worknode's; kube-proxy's of the same meaning begins with its timer and says something else.
-const commitMetric = "kubeproxy_sync_proxy_rules_duration_seconds"
+// commitMetric is worknode's own, as fine as it needs; kube-proxy has none of that meaning.
+const commitMetric = "worknode_proxy_commit_duration_seconds"
 
 func readCommits(c *cluster, who contestant) (h commits, err error) {
 	if who.metrics == "" {

@@ -97,7 +97,7 @@ func (f *tlsFiles) load() (*tls.Config, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now, err := f.stamps()
-	if err == nil && now == f.have {
+	if err == nil && f.conf != nil && now == f.have { // without any file the stamps are the same from the start
 		return f.conf, nil
 	}
 	var conf *tls.Config

@@ -113,3 +113,12 @@ func (s *Server) containerOf(r *http.Request) (*v1.Pod, string, error) {
 	}
 	return nil, "", fault.New(fault.NotFound, "container %s is not in pod %s", name, fmt.Sprintf("%s/%s", pod.Namespace, pod.Name))
 }
+
+// runOf finds the pod and the container that the path names, and the runtime's id of its current run.
+func (s *Server) runOf(r *http.Request) (pod *v1.Pod, name, id string, err error) {
+	if pod, name, err = s.containerOf(r); err != nil {
+		return nil, "", "", err
+	}
+	id, _, err = s.Pods.ContainerID(pod, name, false)
+	return pod, name, id, err
+}

@@ -3,6 +3,9 @@ package api
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -342,5 +345,31 @@ func TestPortInUse(t *testing.T) {
 	c.Addr = r.Bound().String()
 	if err := New(c).Listen(); !fault.Is(err, fault.Busy) || !strings.Contains(err.Error(), c.Addr) {
 		t.Fatalf("%v", err)
+	}
+}
+
+// Without a client CA and with a certificate that is kept in memory there is no file at all to look at.
+func TestServerWithoutAnyFile(t *testing.T) {
+	ca := newAuthority(t)
+	cert := ca.issue(t, t.TempDir(), "serving", "node")
+	s := New(Config{Addr: "127.0.0.1:0", NodeName: "n1", Certificate: func() *tls.Certificate { return &cert }, Pods: onePod{}})
+	if err := s.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	defer func() { stop(); <-done }()
+	pool := x509.NewCertPool()
+	pool.AddCert(ca.cert)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}, Timeout: 10 * time.Second}
+	defer client.CloseIdleConnections()
+	resp, err := client.Get("https://" + s.Bound().String() + "/pods")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("a caller without credentials gets %s", resp.Status)
 	}
 }

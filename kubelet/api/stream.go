@@ -56,12 +56,7 @@ func (s *Server) streamTo(w http.ResponseWriter, r *http.Request, ask func(conte
 		fail(w, err)
 		return
 	}
-	pod, name, err := s.containerOf(r)
-	if err != nil {
-		fail(w, err)
-		return
-	}
-	id, _, err := s.Pods.ContainerID(pod, name, false)
+	_, _, id, err := s.runOf(r)
 	if err != nil {
 		fail(w, err)
 		return
@@ -71,7 +66,7 @@ func (s *Server) streamTo(w http.ResponseWriter, r *http.Request, ask func(conte
 
 // run runs a command in a container and answers with its output, stdout and stderr as one, when it has ended.
 func (s *Server) run(w http.ResponseWriter, r *http.Request) {
-	pod, name, err := s.containerOf(r)
+	_, _, id, err := s.runOf(r)
 	if err != nil {
 		fail(w, err)
 		return
@@ -82,11 +77,6 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request) {
 	}
 	if len(cmd) == 0 {
 		fail(w, fault.New(fault.Invalid, "run needs a cmd parameter"))
-		return
-	}
-	id, _, err := s.Pods.ContainerID(pod, name, false)
-	if err != nil {
-		fail(w, err)
 		return
 	}
 	resp, err := s.Runtime.ExecSync(r.Context(), &cri.ExecSyncRequest{ContainerId: id, Cmd: cmd})
@@ -103,12 +93,7 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request) {
 // checkpoint asks the runtime to write a container's state to a file below the kubelet's root and names it.
 // Source: KEP-2008, kubelet checkpoint API.
 func (s *Server) checkpoint(w http.ResponseWriter, r *http.Request) {
-	pod, name, err := s.containerOf(r)
-	if err != nil {
-		fail(w, err)
-		return
-	}
-	id, _, err := s.Pods.ContainerID(pod, name, false)
+	pod, name, id, err := s.runOf(r)
 	if err != nil {
 		fail(w, err)
 		return

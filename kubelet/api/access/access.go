@@ -42,17 +42,11 @@ type Config struct {
 	create            func(context.Context, kube.Resource, runtime.Object) error
 	now               func() time.Time
 	tokens            *cache[User]
-	rights            *cache[verdict]
+	rights            *cache[bool]
 }
 
 // Access answers for one server. Make it with New; it is safe for concurrent use.
 type Access struct{ Config }
-
-// verdict is an answer about rights; reason is for the caller to read.
-type verdict struct {
-	allowed bool
-	reason  string
-}
 
 const askWithin = 10 * time.Second
 
@@ -66,7 +60,7 @@ func New(c Config) *Access {
 	if c.now == nil {
 		c.now = time.Now
 	}
-	c.tokens, c.rights = newCache[User](), newCache[verdict]()
+	c.tokens, c.rights = newCache[User](), newCache[bool]()
 	return &Access{c}
 }
 
@@ -122,11 +116,11 @@ func (a *Access) May(ctx context.Context, who User, verb string, subs ...string)
 	}
 	var down error
 	for _, sub := range subs {
-		v, err := a.right(ctx, who, verb, sub)
+		allowed, err := a.right(ctx, who, verb, sub)
 		switch {
 		case err != nil:
 			down = err
-		case v.allowed:
+		case allowed:
 			return nil
 		}
 	}
@@ -136,9 +130,9 @@ func (a *Access) May(ctx context.Context, who User, verb string, subs ...string)
 	return fault.New(fault.Denied, "Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v)", who.Name, verb, subs)
 }
 
-func (a *Access) right(ctx context.Context, who User, verb, sub string) (verdict, error) {
+func (a *Access) right(ctx context.Context, who User, verb, sub string) (bool, error) {
 	return a.rights.get(ctx, fmt.Sprintf("%q %q", []any{who.Name, who.UID, who.Groups, who.Extra}, []string{verb, sub}), a.now,
-		func(ctx context.Context) (verdict, time.Duration, error) {
+		func(ctx context.Context) (bool, time.Duration, error) {
 			spec := authz.SubjectAccessReviewSpec{
 				User: who.Name, UID: who.UID, Groups: who.Groups, Extra: map[string]authz.ExtraValue{},
 				ResourceAttributes: &authz.ResourceAttributes{Verb: verb, Version: "v1", Resource: "nodes", Subresource: sub, Name: a.Node},
@@ -148,15 +142,15 @@ func (a *Access) right(ctx context.Context, who User, verb, sub string) (verdict
 			}
 			review := &authz.SubjectAccessReview{Spec: spec}
 			if err := a.create(ctx, kube.SubjectAccessReviews, review); err != nil {
-				return verdict{}, 0, fmt.Errorf("ask the API server: %w", err)
+				return false, 0, fmt.Errorf("ask the API server: %w", err)
 			}
 			s := review.Status
 			if s.EvaluationError != "" && !s.Allowed && !s.Denied {
-				return verdict{}, 0, errors.New(s.EvaluationError)
+				return false, 0, errors.New(s.EvaluationError)
 			}
 			if s.Allowed && !s.Denied {
-				return verdict{true, s.Reason}, a.AllowTTL, nil
+				return true, a.AllowTTL, nil
 			}
-			return verdict{false, s.Reason}, a.DenyTTL, nil
+			return false, a.DenyTTL, nil
 		})
 }

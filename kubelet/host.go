@@ -21,6 +21,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"worknode/fault"
+	"worknode/kernel/cpulist"
 	"worknode/kube"
 	"worknode/kubelet/api/access"
 	"worknode/kubelet/certificate"
@@ -179,7 +180,7 @@ func reserved(c *config.Configuration) v1.ResourceList {
 		}
 	}
 	if c.ReservedSystemCPUs != "" { // it takes the place of all reserved CPU time
-		out[v1.ResourceCPU] = *resource.NewQuantity(int64(config.CPUs(c.ReservedSystemCPUs)), resource.DecimalSI)
+		out[v1.ResourceCPU] = *resource.NewQuantity(int64(cpulist.Count(c.ReservedSystemCPUs)), resource.DecimalSI)
 	}
 	return out
 }

@@ -15,7 +15,7 @@ import (
 // What each folder of this room may import of the module beside fault, task and version. Side rooms are strangers to
 // each other; only act and the room's root know them. A new folder has to be written down here.
 var mayImport = map[string][]string{
-	".": {"kube", "kubelet/*", "kernel/cgroup"},
+	".": {"kube", "kubelet/*", "kernel/cgroup", "kernel/cpulist"},
 	"act": {"kubelet/cgroups", "kubelet/logs", "kubelet/object", "kubelet/plan", "kubelet/state", "kubelet/translate",
 		"kubelet/volume", "kernel/*"},
 	"plan":        {"kubelet/state"},
@@ -28,13 +28,13 @@ var mayImport = map[string][]string{
 	"object":      {"kube"},
 	"cgroups":     {"kernel/*", "kubelet/translate"},
 	"probe":       {},
-	"node":        {"kube"},
+	"node":        {"kube", "kernel/cpulist"},
 	"api":         {"kubelet/api/*"},
 	"api/crilog":  {},
 	"api/access":  {"kube"},
 	"event":       {"kube"},
 	"logs":        {},
-	"config":      {"strict"},
+	"config":      {"strict", "kernel/cpulist"},
 	"certificate": {"kube"},
 }
 

@@ -14,6 +14,8 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"worknode/kernel/cpulist"
 )
 
 // complaints collects what is wrong, so that a user mends all of it at once.
@@ -145,7 +147,7 @@ func words(all *complaints, c *Configuration) {
 	}
 	if c.ReservedSystemCPUs != "" {
 		all.unless(c.SystemReservedCgroup == "" && c.KubeReservedCgroup == "", "reservedSystemCPUs", "it excludes systemReservedCgroup and kubeReservedCgroup")
-		all.unless(CPUs(c.ReservedSystemCPUs) > 0, "reservedSystemCPUs", "%q is not a list such as 0,2-3", c.ReservedSystemCPUs)
+		all.unless(cpulist.Count(c.ReservedSystemCPUs) > 0, "reservedSystemCPUs", "%q is not a list such as 0,2-3", c.ReservedSystemCPUs)
 	}
 }
 
@@ -255,28 +257,6 @@ func taint(all *complaints, field string, t v1.Taint) {
 	oneOf(all, field+".effect", t.Effect, v1.TaintEffectNoSchedule, v1.TaintEffectPreferNoSchedule, v1.TaintEffectNoExecute)
 	all.unless(t.TimeAdded == nil, field+".timeAdded", "the API server sets it")
 }
-
-// CPUs is the number of CPUs in a list such as 0,2-3, zero if it is none. Source: cpuset(7), list format.
-func CPUs(text string) (n int) {
-	seen := map[int]bool{}
-	for part := range strings.SplitSeq(text, ",") {
-		low, high, isRange := strings.Cut(strings.TrimSpace(part), "-")
-		a, err := strconv.Atoi(low)
-		b := a
-		if isRange && err == nil {
-			b, err = strconv.Atoi(high)
-		}
-		if err != nil || a < 0 || b < a || b >= mostCPUs {
-			return 0
-		}
-		for ; a <= b; a++ {
-			seen[a] = true
-		}
-	}
-	return len(seen)
-}
-
-const mostCPUs = 1 << 16 // more than any kernel knows
 
 // value0 is what a pointer points to, or the zero value.
 func value0[T any](p *T) (zero T) {

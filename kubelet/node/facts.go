@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"worknode/kernel/cpulist"
 )
 
 // Facts is what the machine is; sizes are bytes.
@@ -31,7 +33,7 @@ func ReadFacts(root string) Facts {
 		Kernel:     firstLine("/proc/sys/kernel/osrelease"),
 		OSImage:    osImage(),
 		Arch:       runtime.GOARCH,
-		CPUs:       cpusOnline(),
+		CPUs:       cpulist.Online("/sys"),
 		Memory:     memory["MemTotal"],
 		Swap:       memory["SwapTotal"],
 		HugePages:  hugePages("/sys/kernel/mm/hugepages"),
@@ -67,33 +69,6 @@ func osImage() string {
 		}
 	}
 	return "Linux"
-}
-
-// cpusOnline counts the machine's CPUs, not only those this process may run on.
-func cpusOnline() int {
-	if n := countRanges(firstLine("/sys/devices/system/cpu/online")); n > 0 {
-		return n
-	}
-	return runtime.NumCPU()
-}
-
-// countRanges counts the numbers in a list like 0-3,8,10-11; zero if it is not one.
-func countRanges(list string) (n int) {
-	for part := range strings.SplitSeq(list, ",") {
-		from, to, isRange := strings.Cut(part, "-")
-		a, err := strconv.Atoi(from)
-		if err != nil {
-			return 0
-		}
-		b := a
-		if isRange {
-			if b, err = strconv.Atoi(to); err != nil || b < a {
-				return 0
-			}
-		}
-		n += b - a + 1
-	}
-	return n
 }
 
 // hugePages reads the pools that the machine has; sizes without pages are named too, as capacity zero.

@@ -148,14 +148,6 @@ func TestFactsAreThisMachines(t *testing.T) {
 	}
 }
 
-func TestRanges(t *testing.T) {
-	for list, want := range map[string]int{"0": 1, "0-3": 4, "0-3,8,10-11": 7, "": 0, "x": 0, "3-1": 0, "0-": 0} {
-		if got := countRanges(list); got != want {
-			t.Errorf("%q: %d, want %d", list, got, want)
-		}
-	}
-}
-
 func TestHugePages(t *testing.T) {
 	dir := t.TempDir()
 	for name, n := range map[string]string{"hugepages-2048kB": "16\n", "hugepages-1048576kB": "0\n", "other": "1"} {

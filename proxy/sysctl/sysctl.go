@@ -9,12 +9,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
 
 	"worknode/fault"
+	"worknode/kernel/cpulist"
 )
 
 // Conntrack is what is wanted. Zero leaves a setting as it is.
@@ -111,30 +111,7 @@ func (t Tree) Liberal() bool {
 
 // Cores is the number of the machine's cores that are online, whatever this process may use: the limits above are the
 // machine's.
-func (t Tree) Cores() int {
-	text, err := os.ReadFile(filepath.Join(t.Sys, "devices/system/cpu/online"))
-	if n := count(strings.TrimSpace(string(text))); err == nil && n > 0 {
-		return n
-	}
-	return runtime.NumCPU()
-}
-
-// count reads a list such as 0-3,6; zero if it is none.
-func count(list string) (n int) {
-	for part := range strings.SplitSeq(list, ",") {
-		from, to, isRange := strings.Cut(part, "-")
-		a, err := strconv.Atoi(from)
-		b := a
-		if isRange && err == nil {
-			b, err = strconv.Atoi(to)
-		}
-		if err != nil || b < a {
-			return 0
-		}
-		n += b - a + 1
-	}
-	return n
-}
+func (t Tree) Cores() int { return cpulist.Online(t.Sys) }
 
 func read(path string) (int, error) {
 	text, err := os.ReadFile(path)

@@ -97,11 +97,6 @@ func TestSettingsAreRaisedAndNeverLowered(t *testing.T) {
 }
 
 func TestCores(t *testing.T) {
-	for list, want := range map[string]int{"0": 1, "0-3": 4, "0-1,4,6-7": 5, "": 0, "x": 0, "3-1": 0} {
-		if got := count(list); got != want {
-			t.Errorf("%q: %d, want %d", list, got, want)
-		}
-	}
 	if n := Kernel.Cores(); n < 1 {
 		t.Errorf("this machine has %d cores", n)
 	}

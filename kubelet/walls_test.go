@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 	"api/access":  {"kube"},
 	"event":       {"kube"},
 	"logs":        {},
-	"config":      {"strict", "kernel/cpulist"},
+	"config":      {"strict", "merge", "kernel/cpulist"},
 	"certificate": {"kube"},
 }
 

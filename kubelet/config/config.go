@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"worknode/fault"
+	"worknode/merge"
 	"worknode/strict"
 )
 
@@ -33,7 +34,7 @@ func Load(s Sources) (*Configuration, error) {
 	tree := map[string]any{}
 	if s.File == "" {
 		tree = secure()
-	} else if err := merge(tree, s.File); err != nil {
+	} else if err := lay(tree, s.File); err != nil {
 		return nil, err
 	}
 	dropins, err := dropins(s.Folder)
@@ -41,11 +42,11 @@ func Load(s Sources) (*Configuration, error) {
 		return nil, err
 	}
 	for _, file := range dropins {
-		if err := merge(tree, file); err != nil {
+		if err := lay(tree, file); err != nil {
 			return nil, err
 		}
 	}
-	overlay(tree, s.Flags)
+	merge.Merge(tree, s.Flags)
 	c := new(Configuration)
 	if err := strict.Into(tree, c); err != nil { // each file was checked: the command line is to blame
 		return nil, fault.New(fault.Invalid, "command line: %w", err)
@@ -68,8 +69,8 @@ func secure() map[string]any {
 // mostBytes bounds a configuration file.
 const mostBytes = 1 << 20
 
-// merge lays a file over the tree, once it is sure that the file alone is well formed.
-func merge(tree map[string]any, file string) error {
+// lay lays a file over the tree, once it is sure that the file alone is well formed.
+func lay(tree map[string]any, file string) error {
 	text, err := os.ReadFile(file)
 	if err == nil && len(text) > mostBytes {
 		err = fault.New(fault.Invalid, "it has %d bytes, more than the %d of a configuration", len(text), mostBytes)
@@ -85,7 +86,7 @@ func merge(tree map[string]any, file string) error {
 		}
 		return fault.New(fault.Invalid, "kubelet configuration %s: %w", at, err)
 	}
-	overlay(tree, one)
+	merge.Merge(tree, one)
 	return nil
 }
 
@@ -121,26 +122,6 @@ func dropins(folder string) ([]string, error) {
 		return nil, fault.Hint(fmt.Errorf("kubelet drop-in configuration: %w", err), "name an existing folder with --config-dir")
 	}
 	return files, nil
-}
-
-// overlay merges patch into tree. Source: RFC 7386, JSON merge patch.
-func overlay(tree, patch map[string]any) {
-	for k, v := range patch {
-		below, isMap := v.(map[string]any)
-		have, hasMap := tree[k].(map[string]any)
-		switch {
-		case v == nil:
-			delete(tree, k)
-		case isMap && hasMap:
-			overlay(have, below)
-		case isMap:
-			fresh := map[string]any{}
-			overlay(fresh, below)
-			tree[k] = fresh
-		default:
-			tree[k] = v
-		}
-	}
 }
 
 // where names the sources for an error that the merged whole causes.

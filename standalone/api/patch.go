@@ -17,7 +17,7 @@ import (
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
-	"worknode/standalone/api/merge"
+	"worknode/merge"
 	"worknode/standalone/api/ssa"
 	"worknode/standalone/store"
 )

@@ -87,7 +87,7 @@ func (f *flags) take(args []string, least, most int) ([]string, error) {
 	err := f.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
 		f.SetOutput(os.Stdout)
-		fmt.Printf("%s %s [options] ...\n", Name, f.Name())
+		fmt.Fprintf(os.Stdout, "%s %s [options] ...\n", Name, f.Name())
 		f.PrintDefaults()
 		return nil, errHelp
 	}
@@ -131,7 +131,7 @@ func (c *call) parse(args []string) ([]string, error) {
 	case err != nil:
 		return nil, fault.New(fault.Invalid, "%w", err)
 	case version:
-		fmt.Printf("%s version %s\nspec: %s\n", Name, c.build, specs.Version)
+		fmt.Fprintf(os.Stdout, "%s version %s\nspec: %s\n", Name, c.build, specs.Version)
 		return nil, nil
 	case c.logFormat != "text" && c.logFormat != "json":
 		return nil, fault.New(fault.Invalid, "--log-format %q is neither text nor json", c.logFormat)
@@ -146,11 +146,11 @@ func (c *call) parse(args []string) ([]string, error) {
 }
 
 func (c *call) help(f *flags) {
-	fmt.Printf("%s %s: an OCI runtime\n\n  %s [options] COMMAND [options] ...\n\n", Name, c.build, Name)
+	fmt.Fprintf(os.Stdout, "%s %s: an OCI runtime\n\n  %s [options] COMMAND [options] ...\n\n", Name, c.build, Name)
 	for _, cmd := range commands() {
-		fmt.Printf("  %-32s%s\n", strings.TrimSpace(cmd.name+" "+cmd.args), cmd.about)
+		fmt.Fprintf(os.Stdout, "  %-32s%s\n", strings.TrimSpace(cmd.name+" "+cmd.args), cmd.about)
 	}
-	fmt.Println("\nOptions:")
+	fmt.Fprintln(os.Stdout, "\nOptions:")
 	f.SetOutput(os.Stdout)
 	f.PrintDefaults()
 }

@@ -72,7 +72,7 @@ func (c *call) list(f *flags, args []string) error {
 	switch {
 	case quiet:
 		for _, v := range all {
-			fmt.Println(v.ID)
+			fmt.Fprintln(os.Stdout, v.ID)
 		}
 		return nil
 	case format == "json":

@@ -212,7 +212,7 @@ func flagBits(names []specs.LinuxSeccompFlag) (bits uint32, err error) {
 	return bits, nil
 }
 
-// Actions, Operators, Flags and Archs are what a profile may use, by the names that it uses.
+// Actions and the other three lists are what a profile may use, by the names that it uses.
 func Actions() []string {
 	return []string{string(specs.ActKill), string(specs.ActKillThread), string(specs.ActKillProcess), string(specs.ActTrap),
 		string(specs.ActErrno), string(specs.ActTrace), string(specs.ActAllow), string(specs.ActLog)}

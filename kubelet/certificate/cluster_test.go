@@ -13,7 +13,6 @@ import (
 	"math/big"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -235,5 +234,3 @@ func (c *cluster) requests() (n int, as []string) {
 	defer c.mu.Unlock()
 	return len(c.asked), c.as
 }
-
-func exists(file string) bool { _, err := os.Stat(file); return err == nil }

@@ -13,7 +13,7 @@ import (
 func TestHooksAreTranslated(t *testing.T) {
 	seconds := 3
 	spec := &specs.Spec{Annotations: map[string]string{"k": "v"}, Hooks: &specs.Hooks{
-		Prestart:       []specs.Hook{{Path: "/a", Args: []string{"a", "b"}, Env: []string{"X=1"}, Timeout: &seconds}}, //nolint:staticcheck // deprecated, still honoured
+		Prestart:       []specs.Hook{{Path: "/a", Args: []string{"a", "b"}, Env: []string{"X=1"}, Timeout: &seconds}}, // deprecated, still honoured
 		CreateRuntime:  []specs.Hook{{Path: "/b"}},
 		StartContainer: []specs.Hook{{Path: "/c"}},
 		Poststop:       []specs.Hook{{Path: "/d"}},

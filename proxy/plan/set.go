@@ -53,7 +53,7 @@ var setNames = [Sets]string{
 // String is the set's name in the table.
 func (s Set) String() string { return setNames[s] }
 
-// What a set's key is made of; see Set.Key.
+// Field is one part of what a set's key is made of; see Set.Key.
 type Field uint8
 
 const (

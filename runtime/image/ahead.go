@@ -117,6 +117,3 @@ func (a *ahead) Read(p []byte) (int, error) {
 	}
 	return n, nil
 }
-
-// hashed waits until the hash has seen all that was read.
-func (a *ahead) hashed() { <-a.sum }

@@ -77,13 +77,13 @@ func (w *Writer) Head(name, kind, help string) {
 
 // Value writes one value; labels are pairs.
 func (w *Writer) Value(name string, value float64, labels ...string) {
-	w.w.WriteString(name)
+	_, _ = w.w.WriteString(name) // a buffer keeps its error until it is flushed
 	for i := 0; i+1 < len(labels); i += 2 {
-		w.w.WriteByte("{,"[min(i, 1)])
+		_ = w.w.WriteByte("{,"[min(i, 1)])
 		fmt.Fprintf(w.w, `%s="%s"`, labels[i], escape.Replace(labels[i+1]))
 	}
 	if len(labels) > 0 {
-		w.w.WriteByte('}')
+		_ = w.w.WriteByte('}')
 	}
 	fmt.Fprintf(w.w, " %v\n", value)
 }

@@ -80,14 +80,14 @@ func TestApply(t *testing.T) {
 		})
 	}
 	// Hooks of two edits follow each other and leave the edits as they were.
-	shared := specs.Hooks{Prestart: []specs.Hook{{Path: "/a"}}} //nolint:staticcheck // deprecated, still honoured
+	shared := specs.Hooks{Prestart: []specs.Hook{{Path: "/a"}}} // deprecated, still honoured
 	spec := old()
 	for range 2 {
 		if err := Apply(spec, state.Edit{Add: specs.Spec{Hooks: &shared}}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if len(spec.Hooks.Prestart) != 2 || len(shared.Prestart) != 1 { //nolint:staticcheck // deprecated, still honoured
+	if len(spec.Hooks.Prestart) != 2 || len(shared.Prestart) != 1 { // deprecated, still honoured
 		t.Errorf("%v, shared %v", spec.Hooks, shared)
 	}
 	for _, bad := range []specs.Hook{{Path: "relative"}, {}, {Path: "/a", Timeout: new(0)}} {

@@ -2,7 +2,6 @@ package store
 
 import (
 	"archive/tar"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
@@ -297,6 +296,6 @@ func TestADamagedTableIsSetAside(t *testing.T) {
 		n.stop(syscall.SIGTERM)
 	}
 	if t.Failed() {
-		t.Log(fmt.Sprintf("%s", good))
+		t.Log(string(good))
 	}
 }

@@ -78,7 +78,7 @@ func (g group) members() []int {
 	var out []int
 	_ = filepath.WalkDir(g.accounting(), func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.Name() != "cgroup.procs" {
-			return nil //nolint:nilerr // groups vanish meanwhile
+			return nil // groups vanish meanwhile
 		}
 		text, _ := os.ReadFile(path)
 		for f := range strings.FieldsSeq(string(text)) {
@@ -109,7 +109,7 @@ func (g group) end() {
 			if err == nil && e.IsDir() {
 				dirs = append(dirs, path)
 			}
-			return nil //nolint:nilerr // groups vanish meanwhile
+			return nil // groups vanish meanwhile
 		})
 		for _, dir := range slices.Backward(dirs) {
 			// A group stays busy for a moment after its last process ended.
